@@ -1,0 +1,55 @@
+"""The small JSON files of a quantized folder: configuration, index, report."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from splitquant.checkpoint.folder import Folder
+from splitquant.core.spec import QuantSpec
+from splitquant.plan.plan import Plan
+from splitquant.report.outcome import Report
+
+FORMAT_VERSION = 1
+
+
+def quantization_config(plan: Plan) -> dict[str, Any]:
+    """The `quantization_config` of a plan; normative text: docs/format.md, section 2."""
+    specs: list[QuantSpec] = []
+    tensors: dict[str, dict[str, Any]] = {}
+    for tensor in plan.quantized:
+        assert tensor.spec is not None
+        if tensor.spec not in specs:
+            specs.append(tensor.spec)
+        item: dict[str, Any] = {"spec": specs.index(tensor.spec), "dtype": tensor.kind, "axis": tensor.role.axis}
+        if tensor.role.stack:
+            item["stack"] = True
+        tensors[tensor.name] = item
+    return {
+        "quant_method": "splitquant",
+        "format_version": FORMAT_VERSION,
+        "specs": [spec.to_dict() for spec in specs],
+        "tensors": tensors,
+    }
+
+
+def config_text(folder: Folder, plan: Plan) -> str:
+    """config.json of the output: the source's, with `quantization_config`."""
+    return _json({**folder.config, "quantization_config": quantization_config(plan)})
+
+
+def index_text(folder: Folder, plan: Plan) -> str:
+    """The safetensors index of the output: the same shards, with the stored tensors in them."""
+    home = folder.shard_of
+    weight_map = {name: home[tensor.name] for tensor in plan.tensors for name in tensor.stored_names}
+    metadata = {**folder.index_metadata, "total_size": plan.stored_bytes}
+    return _json({"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
+
+
+def report_text(report: Report) -> str:
+    """The report file of the output; holds nothing of how the run went."""
+    return _json(Report(report.tensors).to_dict())
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,202 @@
+"""The main job: a Hugging Face folder in, a low-bit folder out. Plan from headers, then apply shard by shard."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from splitquant.checkpoint.carry import FORMAT_VERSION, config_text, index_text, report_text
+from splitquant.checkpoint.files import Buffers, SourceFile, TargetFile
+from splitquant.checkpoint.folder import Folder, Shard, open_folder
+from splitquant.checkpoint.safetensors import Entry, build_header
+from splitquant.checkpoint.tensor import Streams, fits_one_thread, transform_tensor
+from splitquant.checkpoint.windows import DEFAULT_MAX_MEMORY, MIB, MemoryBudget
+from splitquant.checkpoint.workplace import Workplace, check_destination, check_room
+from splitquant.core.kernels import kernels
+from splitquant.errors import SourceError
+from splitquant.plan.plan import Plan, Recipe, TensorPlan, plan_tensors
+from splitquant.report.card import CARD_NAME, model_card, original_card_name
+from splitquant.report.outcome import REPORT_NAME, Report, Run, TensorOutcome
+
+_SMALL_FILES_BYTES = 64 * MIB  # room for what is written beside the tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a run may use: peak memory of the process, threads (0: one per processor), and whether it may replace a folder."""
+
+    max_memory_bytes: int = DEFAULT_MAX_MEMORY
+    threads: int = 0
+    force: bool = False
+
+    @property
+    def budget(self) -> MemoryBudget:
+        """The checked memory budget."""
+        return MemoryBudget(self.max_memory_bytes, self.threads or len(os.sched_getaffinity(0)))
+
+
+def plan_folder(source: Path, recipe: Recipe) -> tuple[Folder, Plan]:
+    """What would become of every tensor of a folder; reads headers only."""
+    folder = open_folder(source)
+    _refuse_quantized(folder)
+    return folder, plan_tensors((entry for shard in folder.shards for entry in shard.entries), folder.config, recipe)
+
+
+def quantize_folder(
+    source: Path,
+    destination: Path,
+    recipe: Recipe,
+    resources: Resources,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Report:
+    """Quantize a folder; `advance` is told the source bytes as they are done, from any thread.
+
+    Peak memory is bounded by `resources`, whatever the model. The output appears complete or not at all, and its bytes
+    depend on the source and the recipe alone. Raises SourceError, TensorError, SpecError, DestinationError.
+    """
+    started = time.perf_counter()
+    budget = resources.budget
+    folder, plan = plan_folder(source, recipe)
+    check_destination(source, destination, resources.force)
+    check_room(destination, plan.stored_bytes + _other_bytes(folder) + _SMALL_FILES_BYTES)
+    plans = {tensor.name: tensor for tensor in plan.tensors}
+    outcomes: list[TensorOutcome] = []
+    resumed = 0
+    with Workplace(destination, _fingerprint(folder, plan)) as workplace, ThreadPoolExecutor(budget.threads) as pool:
+        try:
+            for shard in folder.shards:
+                stored = workplace.finished(shard.name)
+                if stored is not None:
+                    done = [TensorOutcome.from_dict(item) for item in stored]
+                    advance(sum(outcome.source_bytes for outcome in done))
+                    resumed += 1
+                else:
+                    done = _write_shard(folder, shard, plans, workplace, budget, pool, advance)
+                    workplace.finish(shard.name, [outcome.to_dict() for outcome in done])
+                outcomes += done
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+        report = Report(tuple(outcomes))
+        _write_small_files(folder, plan, report, workplace)
+        workplace.publish()
+    return Report(
+        report.tensors,
+        Run(
+            source=str(source),
+            destination=str(destination),
+            wall_seconds=time.perf_counter() - started,
+            peak_bytes=peak_memory_bytes(),
+            threads=budget.threads,
+            kernels=kernels().name,
+            resumed_shards=resumed,
+        ),
+    )
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def stored_tensors(plan: TensorPlan) -> list[tuple[str, str, tuple[int, ...]]]:
+    """The (name, dtype, shape) of everything that a tensor becomes in the output."""
+    if plan.spec is None:
+        return [(plan.name, plan.dtype, plan.shape)]
+    return [(f"{plan.name}.{plane.name}", plane.dtype, plane.shape) for plane in plan.planes]
+
+
+def _write_shard(
+    folder: Folder,
+    shard: Shard,
+    plans: Mapping[str, TensorPlan],
+    workplace: Workplace,
+    budget: MemoryBudget,
+    pool: ThreadPoolExecutor,
+    advance: Callable[[int], None],
+) -> list[TensorOutcome]:
+    """Write one shard: tensors that a thread can hold go to the pool as they are, larger ones share all its threads."""
+    chosen = [plans[entry.name] for entry in shard.entries]
+    header, places = build_header(
+        [item for plan in chosen for item in stored_tensors(plan)], shard.metadata or {"format": "pt"}
+    )
+    size = len(header) + sum(place.nbytes for place in places)
+    with ExitStack() as stack:
+        source = stack.enter_context(SourceFile(folder.path / shard.name))
+        target = stack.enter_context(TargetFile(workplace.growing(shard.name), size))
+        target.write(header, 0)
+        streams = Streams(
+            source=source,
+            entries=_by_name(shard.entries),
+            target=target,
+            places=_by_name(places),
+            buffers=Buffers(),
+            budget=budget,
+            advance=advance,
+        )
+        large = [plan for plan in chosen if not fits_one_thread(plan, budget)]
+        small = sorted((plan for plan in chosen if fits_one_thread(plan, budget)), key=lambda plan: -plan.nbytes)
+        outcomes = [transform_tensor(plan, streams, pool) for plan in large]
+        outcomes += pool.map(lambda plan: transform_tensor(plan, streams, None), small)
+    by_name = {outcome.name: outcome for outcome in outcomes}
+    return [by_name[plan.name] for plan in chosen]
+
+
+def _by_name(entries: tuple[Entry, ...] | list[Entry]) -> dict[str, Entry]:
+    return {entry.name: entry for entry in entries}
+
+
+def _write_small_files(folder: Folder, plan: Plan, report: Report, workplace: Workplace) -> None:
+    """Everything beside the shards; the configuration, which makes the folder loadable, comes last."""
+    renamed = original_card_name(folder.other_files)
+    workplace.copy_in(folder.path, [name for name in folder.other_files if name not in (CARD_NAME, REPORT_NAME)])
+    original = None
+    if CARD_NAME in folder.other_files:
+        original = (folder.path / CARD_NAME).read_text(encoding="utf-8", errors="replace")
+        workplace.write_text(renamed, original)
+    if folder.index_name is not None:
+        workplace.write_text(folder.index_name, index_text(folder, plan))
+    workplace.write_text(REPORT_NAME, report_text(report))
+    workplace.write_text(CARD_NAME, model_card(report, original, renamed))
+    workplace.write_text("config.json", config_text(folder, plan))
+
+
+def _other_bytes(folder: Folder) -> int:
+    return sum((folder.path / name).stat().st_size for name in folder.other_files)
+
+
+def _fingerprint(folder: Folder, plan: Plan) -> dict[str, Any]:
+    stats = {shard.name: (folder.path / shard.name).stat() for shard in folder.shards}
+    return {
+        "format_version": FORMAT_VERSION,
+        "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
+        "tensors": [[tensor.name, tensor.reason, tensor.spec and asdict(tensor.spec)] for tensor in plan.tensors],
+    }
+
+
+def _refuse_quantized(folder: Folder) -> None:
+    """Codes must never be taken for weights: a source that says it is quantized, or looks so, is refused with the remedy."""
+    config = folder.config.get("quantization_config") or folder.config.get("compression_config")
+    if isinstance(config, Mapping):
+        method = config.get("quant_method", "an unknown method")
+        raise SourceError(
+            f"{folder.path}: is already quantized (config.json: quant_method {method!r}); use the float model it was made from"
+            + (", or make a float folder of it with: splitquant dequantize" if method == "splitquant" else "")
+        )
+    for name in folder.tensors:
+        if name.endswith(
+            ("weight_scale_inv", "weight_scale", "qweight", "qzeros", ".weight_packed", "_blocks", ".weight.absmax")
+        ):
+            raise SourceError(
+                f"{folder.path / folder.shard_of[name]}: tensor {name!r} is the scale or the codes of an already quantized weight, "
+                "which are not plain values; use the float model it was made from"
+            )

@@ -1,0 +1,49 @@
+"""Bytes of a safetensors tensor as the windows that core takes: bf16 bits, float16 or float32."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitquant.core.kernels import Matrix
+
+U8 = NDArray[np.uint8]
+_NUMPY: dict[str, Any] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "F64": np.float64, "I64": np.int64}
+
+
+def as_window(raw: U8, dtype: str, rows: int, cols: int) -> Matrix:
+    """A `[rows, cols]` window of raw bytes; F64 is rounded to float32, fp8 becomes bf16 (exact)."""
+    if dtype in ("F8_E4M3", "F8_E5M2"):
+        bits: Matrix = _fp8_as_bf16(dtype)[raw].reshape(rows, cols)
+        return bits
+    window: Matrix = raw.view(_NUMPY[dtype]).reshape(rows, cols)
+    if dtype == "F64":
+        with np.errstate(over="ignore"):
+            return window.astype(np.float32)
+    return window
+
+
+def window_bytes_per_weight(dtype: str) -> int:
+    """Memory that a weight takes as raw bytes and, where they differ, as a window."""
+    return {"BF16": 2, "F16": 2, "F32": 4, "F64": 12, "F8_E4M3": 3, "F8_E5M2": 3}[dtype]
+
+
+@cache
+def _fp8_as_bf16(dtype: str) -> NDArray[np.uint16]:
+    """The bf16 bits of all 256 fp8 numbers (Open Compute Project, OFP8: E4M3 has no infinity, one NaN per sign)."""
+    exponent_bits, mantissa_bits, bias = (4, 3, 7) if dtype == "F8_E4M3" else (5, 2, 15)
+    codes = np.arange(256)
+    exponent = (codes >> mantissa_bits) & ((1 << exponent_bits) - 1)
+    mantissa = codes & ((1 << mantissa_bits) - 1)
+    fraction = mantissa / (1 << mantissa_bits)
+    values = np.where(exponent == 0, np.ldexp(fraction, 1 - bias), np.ldexp(1 + fraction, exponent - bias))
+    top = exponent == (1 << exponent_bits) - 1
+    if dtype == "F8_E4M3":
+        values = np.where(top & (mantissa == 7), np.nan, values)
+    else:
+        values = np.where(top, np.where(mantissa == 0, np.inf, np.nan), values)
+    signed = np.where(codes & 0x80, -values, values).astype(np.float32)
+    return (signed.view(np.uint32) >> 16).astype(np.uint16)

@@ -1,0 +1,118 @@
+"""Positioned reads and writes on open files, with errors that name the file; the only place that touches tensor bytes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitquant.errors import DestinationError, SourceError
+
+U8 = NDArray[np.uint8]
+
+
+class SourceFile:
+    """A file opened for positioned reads; safe to share between threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise SourceError(f"{path}: cannot be opened ({error.strerror})") from error
+
+    def read_into(self, buffer: U8, offset: int) -> None:
+        """Fill `buffer` with the bytes at `offset`; SourceError if the file ends before."""
+        view, done = buffer.data.cast("B"), 0
+        while done < len(view):
+            try:
+                got = os.preadv(self._fd, [view[done:]], offset + done)
+            except OSError as error:
+                raise SourceError(f"{self.path}: reading failed at byte {offset + done} ({error.strerror})") from error
+            if got == 0:
+                raise SourceError(f"{self.path}: ends at byte {offset + done}; it was cut short while being read")
+            done += got
+
+    def close(self) -> None:
+        """Close the file."""
+        with suppress(OSError):
+            os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class TargetFile:
+    """A file of known size, written at positions in any order; safe to share between threads."""
+
+    def __init__(self, path: Path, nbytes: int) -> None:
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            os.ftruncate(self._fd, nbytes)
+        except OSError as error:
+            raise destination_error(path, error) from error
+
+    def write(self, data: U8 | bytes, offset: int) -> None:
+        """Write `data` at `offset`; DestinationError when it cannot be."""
+        view = memoryview(data) if isinstance(data, bytes) else data.data.cast("B")
+        done = 0
+        while done < len(view):
+            try:
+                done += os.pwrite(self._fd, view[done:], offset + done)
+            except OSError as error:
+                raise destination_error(self.path, error) from error
+
+    def close(self) -> None:
+        """Close the file; DestinationError where the system reports a late write error."""
+        try:
+            os.close(self._fd)
+        except OSError as error:
+            raise destination_error(self.path, error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def destination_error(path: Path, error: OSError) -> DestinationError:
+    """The clear form of a failed write."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DestinationError(f"{path}: no room left on the disk; free some, or write to another place with -o")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return DestinationError(
+            f"{path}: may not be written ({error.strerror}); choose a place you can write to with -o"
+        )
+    return DestinationError(f"{path}: cannot be written ({error.strerror or error})")
+
+
+class Buffers(threading.local):
+    """Scratch memory that each thread keeps and reuses, so that windows do not fault in fresh pages."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, U8] = {}
+
+    def get(self, name: str, nbytes: int) -> U8:
+        """A uint8 array of `nbytes`, with whatever was in it; valid until the same name is asked for again."""
+        held = self._held.get(name)
+        if held is None or held.nbytes < nbytes:
+            self._held.pop(name, None)
+            del held
+            held = self._held[name] = np.empty(max(1, nbytes), np.uint8)
+        return held[:nbytes]

@@ -1,0 +1,157 @@
+"""A Hugging Face folder as it lies on disk: configuration, shards and their tensors, all other files.
+
+Only headers are read; the model class is never built, so any architecture will do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from splitquant.checkpoint.safetensors import Entry, read_header
+from splitquant.errors import SourceError
+
+INDEX_NAME = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One safetensors file of a folder."""
+
+    name: str
+    entries: tuple[Entry, ...]
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A checked folder: `config` is config.json ({} where there is none).
+
+    tensors, shard_of: every tensor, and the file name of its shard, by the tensor's name.
+    other_files: paths below the folder of everything that is neither a shard nor the index nor config.json.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    shards: tuple[Shard, ...]
+    tensors: Mapping[str, Entry]
+    shard_of: Mapping[str, str]
+    index_name: str | None
+    index_metadata: Mapping[str, Any]
+    other_files: tuple[str, ...]
+
+
+def open_folder(path: Path) -> Folder:
+    """Read the headers of a folder; SourceError names what is missing, damaged or not read, and the remedy."""
+    if not path.exists():
+        raise SourceError(f"{path}: no such folder")
+    if not path.is_dir():
+        raise SourceError(f"{path}: is a file; expected a Hugging Face folder (config.json and *.safetensors)")
+    files = sorted(
+        str(p.relative_to(path)) for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path))
+    )
+    top = [name for name in files if "/" not in name]
+    index_names = [name for name in top if name.endswith(".safetensors.index.json")]
+    if len(index_names) > 1:
+        raise SourceError(
+            f"{path}: holds {len(index_names)} indexes ({', '.join(index_names)}); expected one: keep the one that is meant"
+        )
+    index_metadata: Mapping[str, Any] = {}
+    if index_names:
+        weight_map, index_metadata = _read_index(path / index_names[0])
+        shard_names = sorted(set(weight_map.values()))
+        for name in shard_names:
+            if name not in top:
+                raise SourceError(
+                    f"{path / index_names[0]}: names the shard {name!r}, which is not in the folder; download it again"
+                )
+    else:
+        weight_map = None
+        shard_names = [name for name in top if name.endswith(".safetensors")]
+        if len(shard_names) > 1 and "model.safetensors" in shard_names:
+            shard_names = ["model.safetensors"]  # others beside it (adapters, consolidated copies) are carried over
+    if not shard_names:
+        raise SourceError(f"{path}: {_why_no_weights(top)}")
+    shards = []
+    for name in shard_names:
+        header = read_header(path / name)
+        shards.append(Shard(name, header.entries, header.metadata))
+    _check_names(path, shards, weight_map)
+    claimed = {*shard_names, *index_names, "config.json"}
+    return Folder(
+        path=path,
+        config=read_json(path / "config.json") if "config.json" in top else {},
+        shards=tuple(shards),
+        tensors={entry.name: entry for shard in shards for entry in shard.entries},
+        shard_of={entry.name: shard.name for shard in shards for entry in shard.entries},
+        index_name=index_names[0] if index_names else None,
+        index_metadata=index_metadata,
+        other_files=tuple(name for name in files if name not in claimed),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; SourceError where it is none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise SourceError(f"{path}: is not JSON ({error}); download or export it again") from error
+    if not isinstance(data, dict):
+        raise SourceError(f"{path}: holds a JSON {type(data).__name__}; expected an object")
+    return data
+
+
+def _is_hidden(relative: Path) -> bool:
+    """Caches of download tools and version control lie in hidden folders; hidden files such as .gitattributes are carried."""
+    return any(part.startswith(".") for part in relative.parts[:-1])
+
+
+def _read_index(path: Path) -> tuple[dict[str, str], Mapping[str, Any]]:
+    data = read_json(path)
+    weight_map = data.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(value, str) for value in weight_map.values()):
+        raise SourceError(f"{path}: has no 'weight_map' of tensor names to file names; download it again")
+    for name, file in weight_map.items():
+        if "/" in file or "\\" in file or not file.endswith(".safetensors"):
+            raise SourceError(
+                f"{path}: puts tensor {name!r} in {file!r}; expected the name of a .safetensors file in the folder"
+            )
+    metadata = data.get("metadata", {})
+    return weight_map, metadata if isinstance(metadata, dict) else {}
+
+
+def _check_names(path: Path, shards: list[Shard], weight_map: Mapping[str, str] | None) -> None:
+    home: dict[str, str] = {}
+    for shard in shards:
+        for entry in shard.entries:
+            if entry.name in home:
+                raise SourceError(
+                    f"{path / shard.name}: tensor {entry.name!r} is also in {home[entry.name]}; "
+                    "a folder must hold each tensor once (is a second copy of the model beside it?)"
+                )
+            home[entry.name] = shard.name
+    for name, file in (weight_map or {}).items():
+        if home.get(name) != file:
+            raise SourceError(
+                f"{path}: the index puts tensor {name!r} in {file}, "
+                + (f"and it is in {home[name]}" if name in home else "where it is not")
+                + "; download the folder again"
+            )
+
+
+def _why_no_weights(top: list[str]) -> str:
+    pickles = [name for name in top if name.endswith(PICKLES)]
+    if pickles:
+        return (
+            f"holds its weights as pickles ({', '.join(pickles[:3])}), which can run code when loaded and are never opened; "
+            "convert them first, with transformers: model.save_pretrained(folder, safe_serialization=True)"
+        )
+    if any(name.endswith(".gguf") for name in top):
+        return "holds GGUF files, which are quantized already; use the float safetensors folder they were made from"
+    return "holds no .safetensors file; expected a Hugging Face folder"

@@ -1,0 +1,173 @@
+"""A quantized folder, opened for reading: which tensors it holds, by which spec, and their planes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitquant.checkpoint.carry import FORMAT_VERSION
+from splitquant.checkpoint.files import SourceFile
+from splitquant.checkpoint.folder import Folder, open_folder, read_json
+from splitquant.checkpoint.safetensors import Entry
+from splitquant.core.histogram import Kind
+from splitquant.core.rows import unpack_row_scale
+from splitquant.core.spec import QuantSpec
+from splitquant.core.split import SplitTensor
+from splitquant.errors import SourceError, SpecError
+from splitquant.plan.planes import SAFETENSORS_DTYPE, Geometry, Plane, geometry, planes_of, scale_kind_of
+from splitquant.report.outcome import REPORT_NAME, Report
+
+U8 = NDArray[np.uint8]
+NUMPY_DTYPE: dict[str, Any] = {"U8": np.uint8, "BF16": np.uint16, "F16": np.float16, "F32": np.float32, "I64": np.int64}
+MAX_DIMENSIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One quantized tensor of a folder."""
+
+    name: str
+    shape: tuple[int, ...]
+    axis: int
+    stack: bool
+    kind: Kind
+    spec: QuantSpec
+
+    @property
+    def geometry(self) -> Geometry:
+        """The matrices it consists of."""
+        return geometry(self.shape, self.axis, self.stack)
+
+    @property
+    def planes(self) -> tuple[Plane, ...]:
+        """The stored tensors that stand for it."""
+        return planes_of(self.shape, self.axis, self.stack, self.kind, self.spec)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedFolder:
+    """A checked quantized folder. Every plane that its configuration announces is there, with the right dtype and shape."""
+
+    folder: Folder
+    tensors: Mapping[str, StoredTensor]
+
+    @property
+    def kept(self) -> dict[str, Entry]:
+        """The tensors that are stored as they were."""
+        planes = {f"{tensor.name}.{plane.name}" for tensor in self.tensors.values() for plane in tensor.planes}
+        return {name: entry for name, entry in self.folder.tensors.items() if name not in planes}
+
+    def report(self) -> Report:
+        """The report that was written with the folder; SourceError where it is missing or damaged."""
+        path = self.folder.path / REPORT_NAME
+        try:
+            return Report.from_dict(read_json(path))
+        except (KeyError, TypeError, ValueError) as error:
+            raise SourceError(f"{path}: is not a report of this version ({error}); quantize the model again") from error
+
+    def rows(self, tensor: StoredTensor, index: int, first: int, last: int) -> SplitTensor:
+        """Rows `[first, last)` of matrix `index` of a tensor, as the SplitTensor of those rows, channel axis first."""
+        planes = {plane.name: self._read_plane(tensor, plane, index, first, last) for plane in tensor.planes}
+        clusters, row_scale = planes.get("clusters"), planes.get("row_scale")
+        return SplitTensor(
+            shape=(last - first, tensor.geometry.cols),
+            axis=0,
+            spec=tensor.spec,
+            codes=planes["codes"],
+            clusters=clusters,
+            scale=planes["scale"],
+            offset=planes["offset"],
+            row_scale=None if row_scale is None else unpack_row_scale(row_scale),
+            row_scale_kind=scale_kind_of(tensor.kind, tensor.spec),
+        )
+
+    def read(self, name: str, offset: int, nbytes: int) -> U8:
+        """Bytes of a stored tensor, uint8 `[nbytes]`."""
+        entry = self.folder.tensors[name]
+        raw = np.empty(nbytes, np.uint8)
+        with SourceFile(self.folder.path / self.folder.shard_of[name]) as file:
+            file.read_into(raw, entry.start + offset)
+        return raw
+
+    def _read_plane(self, tensor: StoredTensor, plane: Plane, index: int, first: int, last: int) -> Any:
+        """The part of a plane that belongs to some rows of a matrix; per-matrix planes come whole."""
+        shape = plane.shape[1:] if tensor.stack and plane.name != "shape" else plane.shape
+        if plane.name in ("scale", "offset", "shape"):
+            first, last, width = 0, 1, plane.nbytes // (tensor.geometry.count if plane.name != "shape" else 1)
+            at = index * width if plane.name != "shape" else 0
+        else:
+            width = plane.nbytes // (tensor.geometry.count * tensor.geometry.rows)
+            at = (index * tensor.geometry.rows + first) * width
+        raw = self.read(f"{tensor.name}.{plane.name}", at, (last - first) * width)
+        return raw.view(NUMPY_DTYPE[plane.dtype]).reshape(-1, *shape[1:])
+
+
+def open_quantized(path: Path) -> QuantizedFolder:
+    """Open a folder that splitquant wrote; SourceError names what is missing or does not fit."""
+    folder = open_folder(path)
+    file = path / "config.json"
+    config = folder.config.get("quantization_config")
+    if not isinstance(config, dict) or config.get("quant_method") != "splitquant":
+        found = config.get("quant_method") if isinstance(config, dict) else None
+        raise SourceError(
+            f"{file}: is no splitquant folder (quant_method is {found!r}); expected a folder that 'splitquant quantize' wrote"
+        )
+    if config.get("format_version") != FORMAT_VERSION:
+        raise SourceError(
+            f"{file}: has format_version {config.get('format_version')!r} and this splitquant reads {FORMAT_VERSION}; "
+            "install the version that wrote it"
+        )
+    unknown = set(config) - {"quant_method", "format_version", "specs", "tensors"}
+    if unknown:
+        raise SourceError(f"{file}: has the unknown key {min(unknown)!r} in quantization_config")
+    try:
+        specs = [QuantSpec.from_dict(item) for item in config["specs"]]
+        items = dict(config["tensors"])
+        tensors = {name: _stored_tensor(folder, name, item, specs) for name, item in items.items()}
+    except (KeyError, TypeError, IndexError, AttributeError, SpecError) as error:
+        raise SourceError(f"{file}: has a damaged quantization_config ({error}); quantize the model again") from error
+    return QuantizedFolder(folder, tensors)
+
+
+def _stored_tensor(folder: Folder, name: str, item: dict[str, Any], specs: list[QuantSpec]) -> StoredTensor:
+    shape = _read_shape(folder, name)
+    axis, stack, kind = int(item["axis"]), bool(item.get("stack", False)), item["dtype"]
+    if kind not in SAFETENSORS_DTYPE or not int(stack) <= axis < len(shape):
+        raise SourceError(
+            f"{folder.path / 'config.json'}: tensor {name!r} has dtype {kind!r} and axis {axis} for shape {shape}"
+        )
+    tensor = StoredTensor(name, shape, axis, stack, kind, specs[item["spec"]])
+    for plane in tensor.planes:
+        _check_plane(folder, f"{name}.{plane.name}", plane.dtype, plane.shape)
+    return tensor
+
+
+def _read_shape(folder: Folder, name: str) -> tuple[int, ...]:
+    entry = folder.tensors.get(f"{name}.shape")
+    if entry is None or entry.dtype != "I64" or len(entry.shape) != 1 or not 1 <= entry.shape[0] <= MAX_DIMENSIONS:
+        raise SourceError(
+            f"{folder.path}: tensor '{name}.shape' is missing or not a list of I64; the folder is incomplete: copy it again"
+        )
+    raw = np.empty(entry.nbytes, np.uint8)
+    with SourceFile(folder.path / folder.shard_of[entry.name]) as file:
+        file.read_into(raw, entry.start)
+    shape = tuple(raw.view("<i8").tolist())
+    if min(shape) < 1:
+        raise SourceError(f"{folder.path}: tensor '{name}.shape' holds {shape}; expected positive numbers")
+    return shape
+
+
+def _check_plane(folder: Folder, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+    entry = folder.tensors.get(name)
+    if entry is None:
+        raise SourceError(f"{folder.path}: tensor {name!r} is missing; the folder is incomplete: copy it again")
+    if (entry.dtype, entry.shape) != (dtype, shape):
+        raise SourceError(
+            f"{folder.path / folder.shard_of[name]}: tensor {name!r} is {entry.dtype} {list(entry.shape)}; "
+            f"expected {dtype} {list(shape)} by config.json"
+        )

@@ -1,0 +1,245 @@
+"""One tensor from its file to its planes: survey, solve, encode, in windows of rows that fit the memory budget.
+
+The bytes written do not depend on the windows, on the threads or on their order: histograms merge exactly, every row is
+encoded alone, and every plane has its place in the output before the first byte is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import reduce
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from splitquant.checkpoint.checksum import Checksum, join
+from splitquant.checkpoint.decode import as_window, window_bytes_per_weight
+from splitquant.checkpoint.files import U8, Buffers, SourceFile, TargetFile
+from splitquant.checkpoint.safetensors import Entry
+from splitquant.checkpoint.windows import MIB, MemoryBudget
+from splitquant.core.affine import Grid
+from splitquant.core.error import NO_ERROR, ErrorFigures
+from splitquant.core.histogram import ValueHistogram
+from splitquant.core.kernels import Matrix, RowErrors
+from splitquant.core.rows import pack_row_scale, to_matrix
+from splitquant.core.spec import QuantSpec
+from splitquant.core.split import (
+    RowScales,
+    encode_rows,
+    figures_of,
+    kind_of,
+    needs_survey,
+    plane_widths,
+    scale_rows,
+    solve,
+    survey,
+)
+from splitquant.errors import SpecError, TensorError
+from splitquant.plan.plan import TensorPlan
+from splitquant.plan.planes import Geometry, geometry, scale_kind_of
+from splitquant.report.outcome import TensorOutcome
+
+COPY_BYTES = 8 * MIB
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+class Map(Protocol):
+    """`map`, or a thread pool's."""
+
+    def __call__(self, work: Callable[[In], Out], items: Iterable[In], /) -> Iterator[Out]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """Where a shard's tensors come from and go to: the open files, the places in the output, scratch memory, a meter."""
+
+    source: SourceFile
+    entries: Mapping[str, Entry]
+    target: TargetFile
+    places: Mapping[str, Entry]
+    buffers: Buffers
+    budget: MemoryBudget
+    advance: Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What a window put into each plane, by plane name, and the errors of its rows."""
+
+    checksums: Mapping[str, Checksum]
+    errors: RowErrors
+
+
+def transform_tensor(plan: TensorPlan, streams: Streams, pool: ThreadPoolExecutor | None) -> TensorOutcome:
+    """Quantize or copy one tensor as planned; `pool` shares its windows between threads.
+
+    Raises TensorError (NaN, infinity), SourceError and DestinationError, each naming the file and the tensor.
+    """
+    if plan.spec is None:
+        checksums = {plan.name: _copy(streams, plan.name)}
+        figures = None
+    else:
+        try:
+            checksums, figures = _quantize(plan, plan.spec, streams, pool)
+        except TensorError as error:
+            raise TensorError(
+                f"{streams.source.path}: tensor {plan.name!r} {error}; repair the model, or keep this tensor as it is "
+                f"with --exclude {plan.name!r}"
+            ) from None
+    return TensorOutcome(
+        name=plan.name,
+        outcome="kept" if plan.spec is None else "quantized",
+        reason=plan.reason,
+        role=plan.role.kind,
+        dtype=plan.dtype,
+        shape=plan.shape,
+        source_bytes=plan.nbytes,
+        stored_bytes=plan.stored_bytes,
+        spec=plan.spec,
+        figures=figures,
+        checksums={name: str(checksum) for name, checksum in checksums.items()},
+    )
+
+
+def fits_one_thread(plan: TensorPlan, budget: MemoryBudget) -> bool:
+    """Whether one thread can hold the largest matrix of the tensor (else its windows are shared by all threads)."""
+    if plan.spec is None:
+        return True
+    g = geometry(plan.shape, plan.role.axis, plan.role.stack)
+    return budget.fits(g.rows * _row_bytes(plan, plan.spec, g))
+
+
+def _copy(streams: Streams, name: str) -> Checksum:
+    entry, place = streams.entries[name], streams.places[name]
+    pieces = []
+    for at in range(0, entry.nbytes, COPY_BYTES):
+        buffer = streams.buffers.get("raw", min(COPY_BYTES, entry.nbytes - at))
+        streams.source.read_into(buffer, entry.start + at)
+        streams.target.write(buffer, place.start + at)
+        pieces.append(Checksum.of(buffer.data))
+        streams.advance(buffer.nbytes)
+    return join(pieces)
+
+
+def _quantize(
+    plan: TensorPlan, spec: QuantSpec, streams: Streams, pool: ThreadPoolExecutor | None
+) -> tuple[dict[str, Checksum], ErrorFigures]:
+    g = geometry(plan.shape, plan.role.axis, plan.role.stack)
+    pieces: dict[str, list[Checksum]] = {}
+    figures = NO_ERROR
+    for index in range(g.count):
+        written, grid = _quantize_matrix(plan, spec, g, index, streams, pool)
+        for window in written:
+            for plane, checksum in window.checksums.items():
+                pieces.setdefault(plane, []).append(checksum)
+        for plane, values in (("scale", grid.scale), ("offset", grid.offset)):
+            pieces.setdefault(plane, []).append(
+                _put(streams, plan, plane, index * values.nbytes, values.view(np.uint8))
+            )
+        figures = figures.merge(figures_of(g.rows * g.cols, [window.errors for window in written]))
+    pieces["shape"] = [_put(streams, plan, "shape", 0, np.array(plan.shape, "<i8").view(np.uint8))]
+    return {f"{plan.name}.{plane}": join(checksums) for plane, checksums in pieces.items()}, figures
+
+
+def _quantize_matrix(
+    plan: TensorPlan, spec: QuantSpec, g: Geometry, index: int, streams: Streams, pool: ThreadPoolExecutor | None
+) -> tuple[list[_Written], Grid]:
+    """One matrix: held whole where it fits, else read once to survey it and once more to encode it."""
+    row_bytes = _row_bytes(plan, spec, g)
+    if streams.budget.fits(g.rows * row_bytes) and (pool is None or g.axis != 0):
+        x = _load(plan, g, index, (0, g.rows), streams)
+        rows = scale_rows(x, spec)
+        grid = solve(survey(x, rows) if needs_survey(spec) else None, spec)
+        written = [_encode(plan, spec, g, index, (0, g.rows), x, rows, grid, streams)]
+        streams.advance(x.size * plan.nbytes // max(1, plan.weights))
+        return written, grid
+    if g.axis != 0:
+        raise SpecError(
+            f"{streams.source.path}: tensor {plan.name!r} has its output channels along axis {plan.role.axis} and has to be held "
+            f"whole ({g.rows * row_bytes / MIB:.0f} MiB); allow more with --max-memory, or use fewer --threads"
+        )
+    windows = list(streams.budget.windows(g.rows, row_bytes))
+    shared: Map = map if pool is None else pool.map
+    weight_bytes = plan.nbytes // max(1, plan.weights)
+    passes = 2 if needs_survey(spec) else 1
+
+    def look(window: tuple[int, int]) -> ValueHistogram:
+        x = _load(plan, g, index, window, streams)
+        histogram = survey(x, scale_rows(x, spec))
+        streams.advance(x.size * weight_bytes // passes)
+        return histogram
+
+    def write(window: tuple[int, int]) -> _Written:
+        x = _load(plan, g, index, window, streams)
+        written = _encode(plan, spec, g, index, window, x, scale_rows(x, spec), grid, streams)
+        streams.advance(x.size * weight_bytes // passes)
+        return written
+
+    grid = solve(reduce(ValueHistogram.merge, shared(look, windows)) if needs_survey(spec) else None, spec)
+    return list(shared(write, windows)), grid
+
+
+def _load(plan: TensorPlan, g: Geometry, index: int, window: tuple[int, int], streams: Streams) -> Matrix:
+    """Rows `window` of a matrix (all of them where the channel axis is not the first)."""
+    entry = streams.entries[plan.name]
+    matrix_bytes = plan.nbytes // g.count
+    row_bytes = matrix_bytes // g.rows
+    first, last = window
+    raw = streams.buffers.get("raw", (last - first) * row_bytes)
+    streams.source.read_into(raw, entry.start + index * matrix_bytes + first * row_bytes)
+    if g.axis == 0:
+        return as_window(raw, plan.dtype, last - first, g.cols)
+    flat = as_window(raw, plan.dtype, 1, g.rows * g.cols)
+    return to_matrix(flat.reshape(g.matrix_shape), g.axis)
+
+
+def _encode(
+    plan: TensorPlan,
+    spec: QuantSpec,
+    g: Geometry,
+    index: int,
+    window: tuple[int, int],
+    x: Matrix,
+    rows: RowScales | None,
+    grid: Grid,
+    streams: Streams,
+) -> _Written:
+    """Encode rows and put them into their places in the planes."""
+    count = len(x)
+    first = index * g.rows + window[0]
+    codes_width, clusters_width = plane_widths(g.cols, spec)
+    codes = streams.buffers.get("codes", count * codes_width).reshape(count, codes_width)
+    clusters = (
+        streams.buffers.get("clusters", count * clusters_width).reshape(count, clusters_width)
+        if clusters_width
+        else None
+    )
+    errors = encode_rows(x, rows, grid, codes, clusters)
+    checksums = {"codes": _put(streams, plan, "codes", first * codes_width, codes)}
+    if clusters is not None:
+        checksums["clusters"] = _put(streams, plan, "clusters", first * clusters_width, clusters)
+    if rows is not None:
+        stored = pack_row_scale(rows.scale, scale_kind_of(kind_of(x.dtype), spec)).view(np.uint8)
+        checksums["row_scale"] = _put(streams, plan, "row_scale", first * stored.shape[1], stored)
+    return _Written(checksums, errors)
+
+
+def _put(streams: Streams, plan: TensorPlan, plane: str, at: int, data: U8) -> Checksum:
+    flat = data.reshape(-1)
+    streams.target.write(flat, streams.places[f"{plan.name}.{plane}"].start + at)
+    return Checksum.of(flat.data)
+
+
+def _row_bytes(plan: TensorPlan, spec: QuantSpec, g: Geometry) -> int:
+    """Memory that one row takes while it is quantized: as read, as a window, as planes and as row_scales."""
+    transposed = 0 if g.axis == 0 else plan.nbytes // max(1, plan.weights)
+    return (
+        g.cols * (window_bytes_per_weight(plan.dtype) + transposed)
+        + sum(plane_widths(g.cols, spec))
+        + 12 * spec.groups(g.cols)
+        + 32
+    )

@@ -1,0 +1,158 @@
+"""Hold a quantized folder against its source: nothing missing, every checksum right, every error figure recomputed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from splitquant.checkpoint.checksum import Checksum, join
+from splitquant.checkpoint.decode import as_window, window_bytes_per_weight
+from splitquant.checkpoint.files import SourceFile
+from splitquant.checkpoint.folder import Folder, open_folder
+from splitquant.checkpoint.quantized import QuantizedFolder, StoredTensor, open_quantized
+from splitquant.checkpoint.windows import MIB, MemoryBudget
+from splitquant.core.error import NO_ERROR, ErrorFigures
+from splitquant.core.kernels import Matrix, RowErrors
+from splitquant.core.reference import row_errors, to_float32
+from splitquant.core.rows import to_matrix
+from splitquant.core.split import figures_of
+from splitquant.errors import VerifyError
+from splitquant.report.outcome import REPORT_NAME, Report, TensorOutcome
+
+READ_BYTES = 8 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a successful verification held together."""
+
+    report: Report
+    tensors: int
+    checksums: int
+
+
+def verify_folder(
+    source: Path, destination: Path, budget: MemoryBudget, advance: Callable[[int], None] = lambda _: None
+) -> Verified:
+    """Verify a quantized folder against its source; VerifyError names the first tensor that is off, and how."""
+    folder, quantized = open_folder(source), open_quantized(destination)
+    report = quantized.report()
+    _check_inventory(folder, quantized, report)
+    checksums = 0
+    for outcome in report.tensors:
+        checksums += _check_checksums(quantized, outcome)
+        stored = quantized.tensors.get(outcome.name)
+        if stored is None:
+            _check_kept(folder, quantized, outcome.name)
+        else:
+            _check_figures(folder, quantized, stored, outcome, budget)
+        advance(outcome.source_bytes)
+    return Verified(report, len(report.tensors), checksums)
+
+
+def _check_inventory(folder: Folder, quantized: QuantizedFolder, report: Report) -> None:
+    """Every tensor of the source is there, quantized or kept, as the report says; and nothing else is."""
+    kept, outcomes = quantized.kept, {outcome.name: outcome for outcome in report.tensors}
+    for name, entry in folder.tensors.items():
+        outcome = outcomes.get(name)
+        if outcome is None:
+            raise VerifyError(
+                f"{quantized.folder.path / REPORT_NAME}: tensor {name!r} of the source is not in the report"
+            )
+        if name not in kept and name not in quantized.tensors:
+            raise VerifyError(f"{quantized.folder.path}: tensor {name!r} of the source is missing")
+        stored = quantized.tensors.get(name)
+        shape = stored.shape if stored is not None else kept[name].shape
+        if shape != entry.shape:
+            raise VerifyError(
+                f"{quantized.folder.path}: tensor {name!r} has shape {shape}; the source has {entry.shape}"
+            )
+        if (outcome.spec is None) != (stored is None) or (stored is not None and stored.spec != outcome.spec):
+            raise VerifyError(
+                f"{quantized.folder.path / REPORT_NAME}: tensor {name!r} is reported otherwise than config.json has it"
+            )
+    for name in (*kept, *quantized.tensors, *outcomes):
+        if name not in folder.tensors:
+            raise VerifyError(f"{quantized.folder.path}: tensor {name!r} is not in the source {folder.path}")
+    for name in folder.other_files:
+        if not (quantized.folder.path / name).is_file():
+            raise VerifyError(f"{quantized.folder.path / name}: is missing; the source has it")
+
+
+def _check_checksums(quantized: QuantizedFolder, outcome: TensorOutcome) -> int:
+    stored = quantized.tensors.get(outcome.name)
+    names = [outcome.name] if stored is None else [f"{outcome.name}.{plane.name}" for plane in stored.planes]
+    if set(names) != set(outcome.checksums):
+        raise VerifyError(
+            f"{quantized.folder.path / REPORT_NAME}: tensor {outcome.name!r} has checksums of other planes than it has"
+        )
+    for name in names:
+        nbytes = quantized.folder.tensors[name].nbytes
+        pieces = (
+            Checksum.of(quantized.read(name, at, min(READ_BYTES, nbytes - at)).data)
+            for at in range(0, nbytes, READ_BYTES)
+        )
+        found = str(join(pieces))
+        if found != outcome.checksums[name]:
+            raise VerifyError(
+                f"{quantized.folder.path / quantized.folder.shard_of[name]}: tensor {name!r} has the checksum {found}; "
+                f"{outcome.checksums[name]} was written: the file is damaged, copy it again or quantize again"
+            )
+    return len(names)
+
+
+def _check_kept(folder: Folder, quantized: QuantizedFolder, name: str) -> None:
+    before, after = folder.tensors[name], quantized.folder.tensors[name]
+    if before.dtype != after.dtype:
+        raise VerifyError(
+            f"{quantized.folder.path}: kept tensor {name!r} is {after.dtype}; the source has {before.dtype}"
+        )
+    with SourceFile(folder.path / folder.shard_of[name]) as file:
+        for at in range(0, before.nbytes, READ_BYTES):
+            raw = np.empty(min(READ_BYTES, before.nbytes - at), np.uint8)
+            file.read_into(raw, before.start + at)
+            if not np.array_equal(raw, quantized.read(name, at, raw.nbytes)):
+                raise VerifyError(f"{quantized.folder.path}: kept tensor {name!r} differs from the source")
+
+
+def _check_figures(
+    folder: Folder, quantized: QuantizedFolder, stored: StoredTensor, outcome: TensorOutcome, budget: MemoryBudget
+) -> None:
+    figures = recomputed_figures(folder, quantized, stored, budget)
+    if figures != outcome.figures:
+        raise VerifyError(
+            f"{quantized.folder.path}: tensor {stored.name!r} has the error figures {figures}; {outcome.figures} were reported: "
+            "it does not stand for the source's tensor, or one of the two was changed"
+        )
+
+
+def recomputed_figures(
+    folder: Folder, quantized: QuantizedFolder, stored: StoredTensor, budget: MemoryBudget
+) -> ErrorFigures:
+    """The error figures of a stored tensor against its source, computed from what is on disk."""
+    g, total = stored.geometry, NO_ERROR
+    entry = folder.tensors[stored.name]
+    row_bytes = g.cols * (window_bytes_per_weight(entry.dtype) + 16)
+    for index in range(g.count):
+        errors: list[RowErrors] = []
+        windows = budget.windows(g.rows, row_bytes) if g.axis == 0 else iter([(0, g.rows)])
+        for first, last in windows:
+            w_hat = quantized.rows(stored, index, first, last).dequantize()
+            errors.append(row_errors(to_float32(_source_rows(folder, stored, index, first, last)), w_hat))
+        total = total.merge(figures_of(g.rows * g.cols, errors))
+    return total
+
+
+def _source_rows(folder: Folder, stored: StoredTensor, index: int, first: int, last: int) -> Matrix:
+    entry, g = folder.tensors[stored.name], stored.geometry
+    matrix_bytes = entry.nbytes // g.count
+    row_bytes = matrix_bytes // g.rows
+    raw = np.empty((last - first) * row_bytes, np.uint8)
+    with SourceFile(folder.path / folder.shard_of[stored.name]) as file:
+        file.read_into(raw, entry.start + index * matrix_bytes + first * row_bytes)
+    if g.axis == 0:
+        return as_window(raw, entry.dtype, last - first, g.cols)
+    return to_matrix(as_window(raw, entry.dtype, 1, g.rows * g.cols).reshape(g.matrix_shape), g.axis)

@@ -1,0 +1,61 @@
+"""How much of a tensor is in memory at a time, from one bound on the whole process."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from splitquant.errors import SpecError
+
+MIB = 1 << 20
+RESERVE_BYTES = (
+    160 * MIB
+)  # the interpreter, its libraries, headers, histograms and the temporaries of the NumPy kernels
+RESERVE_PER_THREAD = 24 * MIB
+WINDOW_BYTES = (
+    48 * MIB
+)  # windows of a tensor that is cut: large enough to stream, small enough to share between threads
+DEFAULT_MAX_MEMORY = 1024 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBudget:
+    """A bound on the peak memory of the process, and how many threads share it."""
+
+    max_memory_bytes: int
+    threads: int
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise SpecError(f"threads is {self.threads}; expected at least 1")
+        least = RESERVE_BYTES + self.threads * (RESERVE_PER_THREAD + 8 * MIB)
+        if self.max_memory_bytes < least:
+            raise SpecError(
+                f"max-memory is {self.max_memory_bytes / MIB:.0f} MiB; {self.threads} threads need at least "
+                f"{least / MIB:.0f} MiB: allow more, or use fewer threads"
+            )
+
+    @property
+    def thread_bytes(self) -> int:
+        """What one thread may hold of a tensor: input and output of its window together."""
+        return (self.max_memory_bytes - RESERVE_BYTES) // self.threads - RESERVE_PER_THREAD
+
+    def fits(self, nbytes: int) -> bool:
+        """Whether one thread may hold that much at once."""
+        return nbytes <= self.thread_bytes
+
+    def windows(self, rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
+        """Row ranges of a matrix whose rows take `row_bytes` each in memory (input and output)."""
+        step = max(1, min(self.thread_bytes, WINDOW_BYTES) // max(1, row_bytes))
+        return ((start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def parse_bytes(text: str) -> int:
+    """Read a size such as `800MB`, `1GiB` or `1073741824`; SpecError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?)[bB]?\s*", text)
+    if match is None:
+        raise SpecError(f"{text!r} is not a size; expected a number with a unit, for instance 1GiB or 800MB")
+    number, unit, binary = match.groups()
+    power = " kmgt".index(unit.lower() or " ")
+    return int(float(number) * (1024 if binary else 1000) ** power)

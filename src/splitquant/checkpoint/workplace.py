@@ -1,0 +1,176 @@
+"""The hidden folder beside the destination in which the output grows, so that it appears complete or not at all.
+
+A killed run leaves the workplace behind; the next run with the same plan over the same source takes up its finished shards,
+any other run starts clean. A run that fails removes it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from splitquant.checkpoint.files import destination_error
+from splitquant.errors import DestinationError
+
+_STATE = ".splitquant"  # inside the workplace; removed before the folder is given its name
+
+
+def check_destination(source: Path, destination: Path, force: bool) -> None:
+    """Refuse a destination that exists (without `force`), or that is, holds or lies in the source."""
+    src, dst = source.resolve(), destination.resolve()
+    if dst == src or src in dst.parents or dst in src.parents:
+        raise DestinationError(
+            f"{destination}: is, holds or lies in the source {source}; choose a folder beside it with -o"
+        )
+    if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
+        raise DestinationError(f"{destination}: exists and is not a folder; choose another place with -o")
+    if destination.exists() and any(destination.iterdir()) and not force:
+        raise DestinationError(
+            f"{destination}: exists and is not empty; choose another place with -o, or replace it with --force"
+        )
+
+
+def check_room(destination: Path, nbytes: int) -> None:
+    """Refuse before any work when the disk has less room than the output takes."""
+    parent = _existing_parent(destination)
+    free = shutil.disk_usage(parent).free
+    if free < nbytes:
+        raise DestinationError(
+            f"{destination}: the output takes {nbytes / 1e6:.0f} MB and {parent} has {free / 1e6:.0f} MB free; "
+            "free some, or write to another place with -o"
+        )
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
+
+
+class Workplace:
+    """Where one output folder grows; a context manager that takes up, cleans or publishes it.
+
+    fingerprint: whatever decides the output's bytes; finished shards are taken up only where it is the same.
+    """
+
+    def __init__(self, destination: Path, fingerprint: Mapping[str, Any]) -> None:
+        self.destination = destination
+        self.path = destination.absolute().parent / f".{destination.absolute().name}.partial"
+        self._fingerprint = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+        self._lock = -1
+        self._published = False
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise destination_error(self.path, error) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            raise DestinationError(
+                f"{self.destination}: another run is writing it at this moment; wait for it, or choose another place with -o"
+            ) from error
+        try:
+            state = self.path / _STATE
+            if not state.is_dir() or _read_text(state / "fingerprint") != self._fingerprint:
+                self._empty()
+                state.mkdir()
+                self.write_text(f"{_STATE}/fingerprint", self._fingerprint)
+        except OSError as error:
+            self._abandon()
+            raise destination_error(self.path, error) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._published and kind is not None and issubclass(kind, Exception):
+            self._abandon()  # KeyboardInterrupt is no Exception: an interrupted run can be taken up
+        with suppress(OSError):
+            os.close(self._lock)
+
+    def finished(self, shard: str) -> Any | None:
+        """What `finish` stored for a shard that is complete, else None."""
+        text = _read_text(self.path / _STATE / f"{shard}.json")
+        if text is None or not (self.path / shard).is_file():
+            return None
+        return json.loads(text)
+
+    def growing(self, shard: str) -> Path:
+        """Where a shard is written until it is complete."""
+        return self.path / f"{shard}.partial"
+
+    def finish(self, shard: str, result: Any) -> None:
+        """Give a complete shard its name and remember its result."""
+        try:
+            self.growing(shard).replace(self.path / shard)
+        except OSError as error:
+            raise destination_error(self.path / shard, error) from error
+        self.write_text(f"{_STATE}/{shard}.json", json.dumps(result))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a small file, complete or not at all."""
+        path = self.path / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{path.name}.partial")
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            raise destination_error(path, error) from error
+
+    def copy_in(self, source: Path, names: Sequence[str]) -> None:
+        """Carry files over from the source folder, by their paths below it."""
+        for name in names:
+            target = self.path / name
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / name, target)
+            except OSError as error:
+                raise destination_error(target, error) from error
+
+    def publish(self) -> None:
+        """Give the complete folder its name; what had that name before is removed only then."""
+        destination = self.destination.absolute()
+        aside = destination.parent / f".{destination.name}.replaced"
+        try:
+            shutil.rmtree(self.path / _STATE)
+            if destination.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+                destination.rename(aside)
+            try:
+                self.path.rename(destination)
+            except OSError:
+                if aside.exists():
+                    aside.rename(destination)
+                raise
+        except OSError as error:
+            raise destination_error(destination, error) from error
+        self._published = True
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _abandon(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _empty(self) -> None:
+        for child in self.path.iterdir():
+            if child.is_dir() and not child.is_symlink():
+                shutil.rmtree(child)
+            else:
+                child.unlink()
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return None

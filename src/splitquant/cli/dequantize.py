@@ -1,0 +1,22 @@
+"""`splitquant dequantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from splitquant.checkpoint.convert import Resources
+from splitquant.checkpoint.quantized import open_quantized
+from splitquant.checkpoint.restore import dequantize_folder
+from splitquant.checkpoint.windows import parse_bytes
+from splitquant.cli.terminal import byte_progress, err
+from splitquant.report.summary import size
+
+
+def run_dequantize(path: Path, output: Path, max_memory: str, *, force: bool, quiet: bool) -> None:
+    """Dequantize with progress; prints where the float folder is."""
+    budget = Resources(parse_bytes(max_memory), threads=1).budget
+    total = sum(tensor.source_bytes for tensor in open_quantized(path).report().tensors)
+    with byte_progress("dequantizing", total, quiet=quiet) as advance:
+        nbytes = dequantize_folder(path, output, budget, force=force, advance=advance)
+    if not quiet:
+        err.print(f"written to [bold]{output}[/]: {size(nbytes)} of float tensors", highlight=False, soft_wrap=True)

@@ -1,0 +1,27 @@
+"""`splitquant inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from splitquant.checkpoint.convert import plan_folder
+from splitquant.checkpoint.folder import open_folder
+from splitquant.checkpoint.quantized import open_quantized
+from splitquant.cli.tables import planned_report, summary_table, tensor_table
+from splitquant.cli.terminal import err, out, write_json
+from splitquant.plan.plan import Recipe
+
+
+def run_inspect(path: Path, json_file: Path | None) -> None:
+    """The tensors of a quantized folder by its report, or what the rules would make of a float folder."""
+    config = open_folder(path).config.get("quantization_config")
+    quantized = isinstance(config, dict) and config.get("quant_method") == "splitquant"
+    report = open_quantized(path).report() if quantized else planned_report(plan_folder(path, Recipe())[1])
+    write_json(json_file, report.to_dict())
+    if str(json_file) == "-":
+        return
+    if not quantized:
+        err.print("a float folder; this is what 'splitquant quantize' would do with it:")
+    out.print(tensor_table(report.tensors))
+    out.print()
+    out.print(summary_table(report, planned=not quantized))

@@ -1,0 +1,77 @@
+"""Reports and plans as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.table import Table
+
+from splitquant.plan.plan import Plan, TensorPlan
+from splitquant.report.outcome import Report, TensorOutcome
+from splitquant.report.summary import Row, by_outcome, decibels, size, total
+
+
+def summary_table(report: Report, *, planned: bool = False) -> Table:
+    """Tensors by outcome: number, weights, size before and after, bits per weight, SQNR."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("tensors")
+    for column in ("number", "weights", "before", "after", "bits/weight", *(() if planned else ("SQNR",))):
+        table.add_column(column, justify="right")
+    for row in by_outcome(report):
+        table.add_row(*_cells(row, planned=planned))
+    table.add_section()
+    table.add_row(*_cells(total(report), planned=planned), style="bold")
+    return table
+
+
+def tensor_table(tensors: Iterable[TensorOutcome]) -> Table:
+    """One row per tensor."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("tensor", "dtype", "shape", "outcome"):
+        table.add_column(column, overflow="fold")
+    for column in ("bits/weight", "size", "SQNR"):
+        table.add_column(column, justify="right")
+    for tensor in tensors:
+        table.add_row(
+            tensor.name,
+            tensor.dtype,
+            "x".join(map(str, tensor.shape)),
+            str(tensor.spec) if tensor.spec else f"kept: {tensor.reason}",
+            f"{tensor.bits_per_weight:.2f}",
+            size(tensor.stored_bytes),
+            decibels(tensor.figures.sqnr_db) if tensor.figures else "",
+        )
+    return table
+
+
+def planned_report(plan: Plan) -> Report:
+    """A plan in the form of a report: outcomes without figures."""
+    return Report(tuple(_planned(tensor) for tensor in plan.tensors))
+
+
+def _planned(plan: TensorPlan) -> TensorOutcome:
+    return TensorOutcome(
+        name=plan.name,
+        outcome="kept" if plan.spec is None else "quantized",
+        reason=plan.reason,
+        role=plan.role.kind,
+        dtype=plan.dtype,
+        shape=plan.shape,
+        source_bytes=plan.nbytes,
+        stored_bytes=plan.stored_bytes,
+        spec=plan.spec,
+        figures=None,
+        checksums={},
+    )
+
+
+def _cells(row: Row, *, planned: bool) -> list[str]:
+    cells = [
+        row.what,
+        f"{len(row.tensors)}",
+        f"{row.weights:,}",
+        size(row.source_bytes),
+        size(row.stored_bytes),
+        f"{row.bits_per_weight:.2f}",
+    ]
+    return cells if planned else [*cells, row.sqnr]

@@ -1,0 +1,52 @@
+"""Talk with the person at the terminal: progress on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from splitquant.checkpoint.files import destination_error
+
+out = Console()
+err = Console(stderr=True)
+
+
+@contextmanager
+def byte_progress(title: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left, on a terminal only; yields what to tell finished bytes to, from any thread."""
+    if quiet or not err.is_terminal:
+        yield lambda _: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True, refresh_per_second=4) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda nbytes: progress.advance(task, nbytes)
+
+
+def write_json(target: Path | None, data: Any) -> None:
+    """Write a JSON result to a file, or to standard output for '-'; nothing for None."""
+    if target is None:
+        return
+    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    if str(target) == "-":
+        sys.stdout.write(text)
+        return
+    temporary = target.with_name(f".{target.name}.partial")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(target)
+    except OSError as error:
+        raise destination_error(target, error) from error

@@ -1,0 +1,107 @@
+"""Linear (affine) grids: `level = scale * code + offset`, one grid per cluster.
+
+Why scales have 16 significant bits: `scale * code` with a code of at most 8 bits is then exact in float32, so every
+reader (with or without fused multiply-add) gets the same levels, and `scale * code + offset` with
+`offset = -scale * zero_point` is exactly `scale * (code - zero_point)`, the form of integer runtimes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitquant.core.spec import QuantSpec
+
+F32 = NDArray[np.float32]
+
+SCALE_BITS = 16
+SMALLEST_SCALE = 2.0**-126  # the smallest normal float32: its inverse is finite and exact
+
+
+def round_scale_up(scale: float) -> float:
+    """The smallest float with `SCALE_BITS` significant bits that is at least `scale` (0 stays 0).
+
+    At least 2**-126, so that its inverse is finite in float32.
+    """
+    if scale <= 0.0:
+        return 0.0
+    mantissa, exponent = np.frexp(scale)  # mantissa in [0.5, 1)
+    rounded = float(np.ldexp(np.ceil(np.ldexp(mantissa, SCALE_BITS)), int(exponent) - SCALE_BITS))
+    return max(rounded, SMALLEST_SCALE)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The levels of one tensor: k affine pieces and the values at which each cluster begins.
+
+    lower: float32 `[k]`, ascending; value v belongs to the last cluster whose `lower` is at most v (the first is -inf).
+        A cluster that no value needs has `lower = +inf`.
+    scale, offset: float32 `[k]`; LAW: `levels[c, q] = scale[c] * q + offset[c]`.
+    code_min, code_max: the codes in use (a symmetric grid leaves code 0 unused).
+    """
+
+    bits: int
+    lower: F32
+    scale: F32
+    offset: F32
+    code_min: int
+    code_max: int
+
+    @property
+    def clusters(self) -> int:
+        """The number k of clusters."""
+        return len(self.scale)
+
+    @property
+    def levels(self) -> F32:
+        """All representable values, float32 `[k, 2**bits]`."""
+        return levels(self.scale, self.offset, self.bits)
+
+    @property
+    def inverse_scale(self) -> F32:
+        """float32 `[k]`: 1 / scale, and 0 where the scale is 0 (a constant cluster)."""
+        inverse = np.zeros_like(self.scale)
+        np.divide(np.float32(1), self.scale, out=inverse, where=self.scale > 0)
+        return inverse
+
+
+def levels(scale: F32, offset: F32, bits: int) -> F32:
+    """All representable values, float32 `[k, 2**bits]`: `scale[c] * q + offset[c]`."""
+    codes = np.arange(1 << bits, dtype=np.float32)
+    return scale[:, None] * codes + offset[:, None]
+
+
+def affine_piece(low: float, high: float, spec: QuantSpec) -> tuple[float, float]:
+    """Scale and offset of the grid for values in [low, high] (both are float32 numbers).
+
+    own range (fused, asymmetric): the grid runs from `low` to at least `high`; a constant gets scale 0 and itself.
+    zero in grid (parallel): the range is widened to hold 0 and `offset = -scale * zero_point` with an integer
+    zero_point in [0, 2**bits - 1]. symmetric: zero_point is `2**(bits - 1)` and codes run from 1.
+    """
+    width = spec.width
+    if spec.symmetric:
+        scale = round_scale_up(max(abs(low), abs(high)) / width.symmetric_steps)
+        return scale, -scale * width.symmetric_zero
+    if spec.zero_in_grid:
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = round_scale_up((high - low) / (width.codes - 1))
+        zero_point = 0.0 if scale == 0.0 else float(np.clip(np.rint(-low / scale), 0, width.codes - 1))
+        return scale, -scale * zero_point
+    return round_scale_up((high - low) / (width.codes - 1)), low
+
+
+def grid_for(low: NDArray[np.float64], high: NDArray[np.float64], spec: QuantSpec) -> Grid:
+    """The grid of clusters with the given value ranges, ascending (fewer than `spec.clusters`: the rest is unused)."""
+    k = spec.clusters
+    lower = np.full(k, np.inf, np.float32)
+    scale = np.zeros(k, np.float32)
+    offset = np.zeros(k, np.float32)
+    for c, (lo, hi) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
+        scale[c], offset[c] = affine_piece(lo, hi, spec)
+        lower[c] = lo
+    lower[0] = -np.inf
+    offset += np.float32(0)  # -0.0 becomes 0.0: one spelling on disk
+    code_min = 1 if spec.symmetric else 0
+    return Grid(spec.bits, lower, scale, offset, code_min, spec.width.codes - 1)

@@ -1,0 +1,132 @@
+"""Value histograms: a lossless summary of a bf16 or fp16 tensor, a fine and exact-by-key one of a float32 tensor.
+
+Why: 16-bit floats have at most 65,536 distinct values, so one counting pass says everything about a tensor; borders
+and errors for every k are then computed on the counts. A float32 value is keyed by its top 16 bits, and what a key
+keeps of the low 16 bits is a count, a sum, a sum of squares, a minimum and a maximum: all integers, so merging
+chunks in any order gives the same histogram, bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+KEYS = 1 << 16
+Kind = Literal["bf16", "fp16", "fp32"]
+
+I64 = NDArray[np.int64]
+U64 = NDArray[np.uint64]
+U16 = NDArray[np.uint16]
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Bins:
+    """The non-empty keys of a histogram in ascending order of value; every array is float64 `[n]`.
+
+    count: how many weights; sum, sum_sq: of their values; low, high: their least and greatest value.
+    """
+
+    count: F64
+    sum: F64
+    sum_sq: F64
+    low: F64
+    high: F64
+
+    def __len__(self) -> int:
+        return len(self.count)
+
+
+@dataclass(frozen=True, slots=True)
+class LowBits:
+    """What the keys of a float32 histogram keep of the low 16 bits m of their values: sums and extremes per key."""
+
+    sum: U64
+    sum_sq: U64
+    min: U16
+    max: U16
+
+
+@dataclass(frozen=True, slots=True)
+class ValueHistogram:
+    """How often each value (bf16, fp16) or each top half of a value (fp32) occurs.
+
+    count: int64 `[65536]`, indexed by the 16-bit pattern; `-0.0` is counted as `0.0`.
+    low: for fp32 the low halves, else None.
+    Law: `merge` is exact, associative and commutative.
+    """
+
+    kind: Kind
+    count: I64
+    low: LowBits | None = None
+
+    def merge(self, other: ValueHistogram) -> ValueHistogram:
+        """The histogram of both sources together."""
+        if self.kind != other.kind:
+            raise ValueError(f"cannot merge a {self.kind} histogram with a {other.kind} one")
+        low = None
+        if self.low is not None and other.low is not None:
+            low = LowBits(
+                self.low.sum + other.low.sum,
+                self.low.sum_sq + other.low.sum_sq,
+                np.minimum(self.low.min, other.low.min),
+                np.maximum(self.low.max, other.low.max),
+            )
+        return ValueHistogram(self.kind, self.count + other.count, low)
+
+    @property
+    def total(self) -> int:
+        """How many weights were counted."""
+        return int(self.count.sum())
+
+    @property
+    def nonfinite(self) -> int:
+        """How many of them are NaN or infinite."""
+        return int(self.count[~_finite_keys(self.kind)].sum())
+
+    def bins(self) -> Bins:
+        """The non-empty keys in ascending order of value; keys of NaN and infinity are left out."""
+        order = _ascending_keys(self.kind)
+        keys = order[self.count[order] > 0]
+        count = self.count[keys].astype(np.float64)
+        if self.low is None:
+            values = _key_values(self.kind)[keys]
+            return Bins(count, count * values, count * values * values, values, values)
+        negative = keys >= KEYS // 2
+        sign = np.where(negative, -1.0, 1.0)
+        base = np.abs(_key_values("fp32")[keys])
+        ulp = np.ldexp(1.0, np.maximum((keys >> 7) & 0xFF, 1) - 150)
+        low_sum = self.low.sum[keys].astype(np.float64)
+        low_sum_sq = self.low.sum_sq[keys].astype(np.float64)
+        least, greatest = base + ulp * self.low.min[keys], base + ulp * self.low.max[keys]
+        return Bins(
+            count,
+            sign * (count * base + ulp * low_sum),
+            count * base * base + 2.0 * base * ulp * low_sum + ulp * ulp * low_sum_sq,
+            np.where(negative, -greatest, least),
+            np.where(negative, -least, greatest),
+        )
+
+
+def _key_values(kind: Kind) -> F64:
+    """The value of every key: of the 16-bit float itself, or of the float32 whose low half is zero."""
+    keys = np.arange(KEYS, dtype=np.uint16)
+    with np.errstate(invalid="ignore"):
+        if kind == "fp16":
+            return keys.view(np.float16).astype(np.float64)
+        return (keys.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def _finite_keys(kind: Kind) -> NDArray[np.bool_]:
+    exponent = 0x7C00 if kind == "fp16" else 0x7F80
+    return np.not_equal(np.arange(KEYS) & exponent, exponent)
+
+
+def _ascending_keys(kind: Kind) -> I64:
+    """All finite keys by ascending value: negative patterns backwards, then positive ones."""
+    keys = np.concatenate([np.arange(KEYS - 1, KEYS // 2 - 1, -1), np.arange(KEYS // 2)])
+    ascending: I64 = keys[_finite_keys(kind)[keys]]
+    return ascending

@@ -1,0 +1,73 @@
+"""Globally optimal segments of a 1-D value histogram, for any k, by dynamic programming with divide and conquer.
+
+Every objective is a cost of one segment of neighbouring bins; the total is the sum over segments. With prefix sums a
+cost takes constant time, and each cost below satisfies the quadrangle inequality, so the best start of the last
+segment never moves left as the end moves right, and divide and conquer finds every optimum in O(k n log n):
+
+- `kmeans`: the within-segment sum of squares (the paper, arXiv 2503.07657). The sum of squares of all values is the
+  same for every partition and is left out: what remains is `-sum**2 / count`.
+- `min_error`, own range: `count * (high - low)**2`; a linear grid of 2**b codes over a range r errs by
+  `r**2 / (12 * (2**b - 1)**2)` per weight on average, and the factor is the same for all segments.
+- `min_error`, zero in the grid: the same with the range widened to hold zero.
+
+Count and range are both sums that grow with the segment, hence so does the product's gain: the inequality holds.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitquant.core.histogram import Bins
+from splitquant.core.spec import QuantSpec
+
+Objective = Literal["kmeans", "own_range", "zero_range"]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+
+def objective_of(spec: QuantSpec) -> Objective:
+    """The segment cost that a spec asks for (a symmetric grid holds zero, so it takes the form that does)."""
+    if spec.strategy == "kmeans":
+        return "kmeans"
+    return "zero_range" if spec.zero_in_grid else "own_range"
+
+
+def prefix_arrays(bins: Bins, objective: Objective) -> tuple[F64, F64, F64, F64]:
+    """What the costs are computed from: prefix counts and prefix sums `[n + 1]`, range starts and ends `[n]`.
+
+    Sums are taken about the mean, which loses fewer digits and changes every partition's cost by the same amount.
+    """
+    zero = np.zeros(1)
+    count = np.concatenate([zero, np.cumsum(bins.count)])
+    mean = bins.sum.sum() / count[-1]
+    total = np.concatenate([zero, np.cumsum(bins.sum - bins.count * mean)])
+    low, high = bins.low, bins.high
+    if objective == "zero_range":
+        low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    return count, total, np.ascontiguousarray(low), np.ascontiguousarray(high)
+
+
+def partition(bins: Bins, clusters: int, objective: Objective) -> I64:
+    """Borders of the optimal segments: int64 `[m + 1]` from 0 to `len(bins)`, segment s is bins `[b[s], b[s+1])`.
+
+    m is `clusters`, or the number of bins where that is smaller. Ties go to the leftmost border.
+    """
+    from splitquant.core.kernels import kernels
+
+    m = min(clusters, len(bins))
+    if m == 1:
+        return np.array([0, len(bins)], np.int64)
+    return kernels().partition(*prefix_arrays(bins, objective), m, objective == "kmeans")
+
+
+def segment_cost(bins: Bins, borders: I64, objective: Objective) -> float:
+    """The objective of a given partition, up to the constant that `kmeans` leaves out (reference for tests)."""
+    count, total, low, high = prefix_arrays(bins, objective)
+    start, end = borders[:-1], borders[1:]
+    n = count[end] - count[start]
+    if objective == "kmeans":
+        return float(np.sum(-((total[end] - total[start]) ** 2) / n))
+    return float(np.sum(n * (high[end - 1] - low[start]) ** 2))

@@ -1,0 +1,159 @@
+"""What to do with one tensor, as a frozen value, and the table of facts of every bit width."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from splitquant.errors import SpecError
+
+Strategy = Literal["kmeans", "min_error"]
+Layout = Literal["fused", "parallel"]
+
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+MAX_CLUSTERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Width:
+    """The facts of one code width: how many codes there are and which of them a symmetric grid uses."""
+
+    bits: int
+    codes: int
+    symmetric_zero: int  # the code that means 0 in a symmetric grid
+    symmetric_steps: int  # steps on either side of it: signed, narrow range
+
+
+WIDTHS: Mapping[int, Width] = MappingProxyType(
+    {bits: Width(bits, 1 << bits, 1 << (bits - 1), (1 << (bits - 1)) - 1) for bits in range(2, 9)}
+)
+CLUSTER_ID_BITS: Mapping[int, int] = MappingProxyType({k: (k - 1).bit_length() for k in range(1, MAX_CLUSTERS + 1)})
+
+
+@dataclass(frozen=True, slots=True)
+class Granularity:
+    """How many weights share one row_scale.
+
+    | form      | row_scale shape          | meaning                              |
+    |-----------|--------------------------|--------------------------------------|
+    | `tensor`  | none                     | one set of levels, no row_scale      |
+    | `channel` | `[rows, 1]`              | one row_scale per output channel     |
+    | `group:N` | `[rows, ceil(cols / N)]` | one row_scale per N weights of a row |
+    """
+
+    kind: Literal["tensor", "channel", "group"]
+    size: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Granularity:
+        """Read `tensor`, `channel` or `group:N`; raises SpecError for anything else."""
+        if text == "tensor":
+            return cls("tensor")
+        if text == "channel":
+            return cls("channel")
+        match = re.fullmatch(r"group:([1-9][0-9]{0,8})", text) if isinstance(text, str) else None
+        if match is not None and int(match[1]) >= 2:
+            return cls("group", int(match[1]))
+        raise SpecError(f"granularity is {text!r}; expected 'tensor', 'channel' or 'group:N' with N of at least 2")
+
+    def __str__(self) -> str:
+        return f"group:{self.size}" if self.kind == "group" else self.kind
+
+    def group_size(self, cols: int) -> int:
+        """How many neighbouring weights of a row of `cols` weights share a row_scale (0: no row_scale)."""
+        return {"tensor": 0, "channel": cols, "group": self.size}[self.kind]
+
+    def groups(self, cols: int) -> int:
+        """How many row_scales a row of `cols` weights has."""
+        size = self.group_size(cols)
+        return 0 if size == 0 else -(-cols // size)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantSpec:
+    """What to do with one tensor.
+
+    bits: width of a code, 2 to 8.
+    clusters: number k of value segments, 1 to 8; 0 means the default of the layout (4 fused, 3 parallel).
+    strategy: how the borders between clusters are found: `min_error` (least quantization error) or `kmeans` (the paper).
+    granularity: `tensor`, `channel` or `group:N`, see `Granularity`.
+    symmetric: every grid is signed, narrow range and centred on zero.
+    layout: `fused` (a code and a cluster id per weight; each grid covers its cluster's own range) or `parallel`
+        (the paper's k layers; zero is exactly representable in every grid).
+
+    Raises SpecError for a value outside its range. Source: SplitQuantV2, arXiv 2503.07657, section 3.
+    """
+
+    bits: int = 4
+    clusters: int = 0
+    strategy: Strategy = "min_error"
+    granularity: str = "channel"
+    symmetric: bool = False
+    layout: Layout = "fused"
+
+    def __post_init__(self) -> None:
+        if type(self.bits) is not int or self.bits not in WIDTHS:
+            raise SpecError(f"bits is {self.bits!r}; expected {min(WIDTHS)} to {max(WIDTHS)}")
+        if self.strategy not in STRATEGIES:
+            raise SpecError(f"strategy is {self.strategy!r}; expected one of {', '.join(STRATEGIES)}")
+        if self.layout not in LAYOUTS:
+            raise SpecError(f"layout is {self.layout!r}; expected one of {', '.join(LAYOUTS)}")
+        if not isinstance(self.symmetric, bool):
+            raise SpecError(f"symmetric is {self.symmetric!r}; expected true or false")
+        Granularity.parse(self.granularity)
+        if type(self.clusters) is int and self.clusters == 0:
+            object.__setattr__(self, "clusters", 4 if self.layout == "fused" else 3)
+        if type(self.clusters) is not int or self.clusters not in CLUSTER_ID_BITS:
+            raise SpecError(f"clusters is {self.clusters!r}; expected 1 to {MAX_CLUSTERS}")
+
+    @property
+    def width(self) -> Width:
+        """The facts of this spec's code width."""
+        return WIDTHS[self.bits]
+
+    @property
+    def cluster_bits(self) -> int:
+        """Bits of one stored cluster id: 0 for k = 1, else ceil(log2 k)."""
+        return CLUSTER_ID_BITS[self.clusters]
+
+    @property
+    def zero_in_grid(self) -> bool:
+        """Whether zero is exactly a level of every cluster (the parallel layout and symmetric grids need it)."""
+        return self.layout == "parallel" or self.symmetric
+
+    def group_size(self, cols: int) -> int:
+        """How many neighbouring weights of a row share a row_scale (0: tensor granularity, no row_scale)."""
+        return Granularity.parse(self.granularity).group_size(cols)
+
+    def groups(self, cols: int) -> int:
+        """How many row_scales a row of `cols` weights has (0: tensor granularity)."""
+        return Granularity.parse(self.granularity).groups(cols)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form: every field, so that a stored spec never changes its meaning with a default."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> QuantSpec:
+        """Read the JSON form; an unknown key raises SpecError with its name."""
+        known = {field.name for field in fields(cls)}
+        for key in data:
+            if key not in known:
+                raise SpecError(f"unknown key {key!r} in a quantization spec; known keys: {', '.join(sorted(known))}")
+        return cls(**data)
+
+    def __str__(self) -> str:
+        form = "symmetric" if self.symmetric else "asymmetric"
+        split = f"k={self.clusters} {self.strategy}" if self.clusters > 1 else "plain"
+        return f"INT{self.bits} {split} {self.granularity} {form} {self.layout}"
+
+
+PAPER = QuantSpec(bits=4, clusters=3, strategy="kmeans", granularity="tensor", symmetric=False, layout="parallel")
+"""SplitQuantV2 as published: k = 3, k-means, per tensor, zero in every part's range, INT4."""
+
+EMBEDDING = QuantSpec(bits=8, clusters=1, granularity="channel", symmetric=True)
+"""Token embeddings and output heads by default: plain INT8, one scale per row."""

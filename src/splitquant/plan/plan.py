@@ -1,0 +1,141 @@
+"""The plan of a folder: for every tensor what becomes of it, and why. A plain value: print it, compare it, store it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Protocol
+
+from splitquant.core.histogram import Kind
+from splitquant.core.spec import EMBEDDING, QuantSpec
+from splitquant.errors import SpecError
+from splitquant.plan.planes import KIND_OF_DTYPE, Plane, planes_of
+from splitquant.plan.roles import Role, role_of
+
+
+class TensorHeader(Protocol):
+    """What a plan needs to know of a tensor."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What the user asked for.
+
+    spec: for linear, convolution and expert weights; embeddings: for token embeddings and output heads (None keeps them).
+    include, exclude: glob patterns of tensor names. `include` wins over `exclude`, both win over the rules by role.
+    """
+
+    spec: QuantSpec = field(default_factory=QuantSpec)
+    embeddings: QuantSpec | None = EMBEDDING
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """What becomes of one tensor: quantized by `spec`, or kept (`spec` None) because of `reason`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    role: Role
+    spec: QuantSpec | None
+    reason: str
+
+    @property
+    def weights(self) -> int:
+        """How many numbers the tensor has."""
+        total = 1
+        for n in self.shape:
+            total *= n
+        return total
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of float it is quantized from and dequantizes to."""
+        return KIND_OF_DTYPE[self.dtype]
+
+    @property
+    def planes(self) -> tuple[Plane, ...]:
+        """The stored tensors it becomes (none where it is kept)."""
+        return () if self.spec is None else planes_of(self.shape, self.role.axis, self.role.stack, self.kind, self.spec)
+
+    @property
+    def stored_names(self) -> tuple[str, ...]:
+        """The names of the stored tensors that stand for it."""
+        return (self.name,) if self.spec is None else tuple(f"{self.name}.{plane.name}" for plane in self.planes)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Its size in the output."""
+        return self.nbytes if self.spec is None else sum(plane.nbytes for plane in self.planes)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What becomes of every tensor of a folder, in the order of the source."""
+
+    tensors: tuple[TensorPlan, ...]
+
+    @property
+    def quantized(self) -> tuple[TensorPlan, ...]:
+        """The tensors that are quantized."""
+        return tuple(tensor for tensor in self.tensors if tensor.spec is not None)
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of all tensors before."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all tensors after."""
+        return sum(tensor.stored_bytes for tensor in self.tensors)
+
+
+def plan_tensors(tensors: Iterable[TensorHeader], config: Mapping[str, Any], recipe: Recipe) -> Plan:
+    """Decide about every tensor from headers alone; SpecError for a pattern that matches no tensor."""
+    tensors = tuple(tensors)
+    for pattern in (*recipe.include, *recipe.exclude):
+        if not any(fnmatchcase(tensor.name, pattern) for tensor in tensors):
+            raise SpecError(
+                f"the pattern {pattern!r} matches none of the {len(tensors)} tensors; see their names with: splitquant inspect"
+            )
+    return Plan(tuple(_plan_tensor(tensor, config, recipe) for tensor in tensors))
+
+
+def _plan_tensor(tensor: TensorHeader, config: Mapping[str, Any], recipe: Recipe) -> TensorPlan:
+    role = role_of(tensor.name, tensor.dtype, tensor.shape, config)
+    spec, reason = _decide(tensor, role, recipe)
+    plan = TensorPlan(tensor.name, tensor.dtype, tensor.shape, tensor.nbytes, role, spec, reason)
+    if plan.spec is not None and plan.stored_bytes >= plan.nbytes:
+        why = f"would not get smaller ({plan.stored_bytes} bytes instead of {plan.nbytes})"
+        return TensorPlan(plan.name, plan.dtype, plan.shape, plan.nbytes, role, None, why)
+    return plan
+
+
+def _decide(tensor: TensorHeader, role: Role, recipe: Recipe) -> tuple[QuantSpec | None, str]:
+    if not role.possible:
+        return None, role.kept_because
+    asked = next((pattern for pattern in recipe.include if fnmatchcase(tensor.name, pattern)), None)
+    if asked is None:
+        barred = next((pattern for pattern in recipe.exclude if fnmatchcase(tensor.name, pattern)), None)
+        if barred is not None:
+            return None, f"excluded by {barred!r}"
+        if role.kept_because:
+            return None, role.kept_because
+    spec = recipe.embeddings if role.kind == "embedding" else recipe.spec
+    if spec is None and asked is None:
+        return None, "an embedding or output head, and embeddings are kept"
+    return spec or recipe.spec, "" if asked is None else f"included by {asked!r}"

@@ -1,0 +1,67 @@
+"""The model card of a quantized folder: what was done and how to load it. The same input gives the same text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from splitquant.report.outcome import REPORT_NAME, Report
+from splitquant.report.summary import by_outcome, size, total
+
+CARD_NAME = "README.md"
+_FRONT_MATTER = "---\nlibrary_name: transformers\ntags:\n- splitquant\n- quantized\n---\n"
+
+
+def original_card_name(taken: Sequence[str]) -> str:
+    """Under which name the source's own card is carried over."""
+    name, number = "README.original.md", 1
+    while name in taken:
+        number += 1
+        name = f"README.original{number}.md"
+    return name
+
+
+def model_card(report: Report, original: str | None, original_name: str) -> str:
+    """The card's text; the YAML head of the source's card, which hubs read, is kept."""
+    whole = total(report)
+    rows = "\n".join(
+        f"| {row.what} | {len(row.tensors)} | {row.weights:,} | {size(row.source_bytes)} | {size(row.stored_bytes)} "
+        f"| {row.bits_per_weight:.2f} | {row.sqnr} |"
+        for row in [*by_outcome(report), whole]
+    )
+    source = f"The card of the model it was made from is in [{original_name}]({original_name}).\n" if original else ""
+    return f"""{_front_matter(original)}
+# Quantized with splitquant
+
+The weights in this folder are low-bit integer codes: each tensor is split by value into a few clusters, and each cluster has
+its own linear grid. No calibration data was used. {source}
+| tensors | number | weights | before | after | bits per weight | SQNR |
+|---|---:|---:|---:|---:|---:|---:|
+{rows}
+
+SQNR is the energy of the weights over the energy of their errors. Every tensor's figures and checksums are in
+[{REPORT_NAME}]({REPORT_NAME}).
+
+## Load it
+
+```
+pip install "splitquant[hf]"
+```
+
+```python
+import splitquant
+
+model, tokenizer = splitquant.load("path/to/this/folder", tokenizer=True)
+```
+
+`import splitquant` also teaches `AutoModel.from_pretrained` and its relatives to read this folder. **Without that import
+transformers only warns and starts from random weights.** For tools that read float weights only:
+`splitquant dequantize path/to/this/folder -o float-folder`.
+"""
+
+
+def _front_matter(original: str | None) -> str:
+    if original is not None and original.startswith("---\n"):
+        end = original.find("\n---", 4)
+        if end > 0:
+            return original[: end + 5]
+    return _FRONT_MATTER

@@ -1,0 +1,140 @@
+"""What became of every tensor, as frozen values with a JSON form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from splitquant.core.error import NO_ERROR, ErrorFigures
+from splitquant.core.spec import QuantSpec
+
+REPORT_NAME = "splitquant_report.json"
+REPORT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TensorOutcome:
+    """What became of one tensor.
+
+    outcome: `quantized` (with spec and figures) or `kept` (with the reason). checksums: CRC-32, as eight hexadecimal
+    digits, of every stored tensor that stands for it.
+    """
+
+    name: str
+    outcome: Literal["quantized", "kept"]
+    reason: str
+    role: str
+    dtype: str
+    shape: tuple[int, ...]
+    source_bytes: int
+    stored_bytes: int
+    spec: QuantSpec | None
+    figures: ErrorFigures | None
+    checksums: Mapping[str, str]
+
+    @property
+    def weights(self) -> int:
+        """How many numbers the tensor has."""
+        total = 1
+        for n in self.shape:
+            total *= n
+        return total
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits over weights."""
+        return 8.0 * self.stored_bytes / max(1, self.weights)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        data = asdict(self)
+        data["shape"] = list(self.shape)
+        data["checksums"] = dict(self.checksums)
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TensorOutcome:
+        """Read the JSON form."""
+        spec, figures = data["spec"], data["figures"]
+        return cls(
+            **{
+                **data,
+                "shape": tuple(data["shape"]),
+                "spec": None if spec is None else QuantSpec.from_dict(spec),
+                "figures": None if figures is None else ErrorFigures(**figures),
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How a run went: what differs from machine to machine, and so is never written into a quantized folder."""
+
+    source: str
+    destination: str
+    wall_seconds: float
+    peak_bytes: int
+    threads: int
+    kernels: str
+    resumed_shards: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of every tensor of a folder, in the order of the source, and how the run went (None if only planned)."""
+
+    tensors: tuple[TensorOutcome, ...]
+    run: Run | None = None
+
+    @property
+    def quantized(self) -> tuple[TensorOutcome, ...]:
+        """The quantized tensors."""
+        return tuple(tensor for tensor in self.tensors if tensor.outcome == "quantized")
+
+    @property
+    def kept(self) -> tuple[TensorOutcome, ...]:
+        """The kept tensors."""
+        return tuple(tensor for tensor in self.tensors if tensor.outcome == "kept")
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of all tensors before."""
+        return sum(tensor.source_bytes for tensor in self.tensors)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all tensors after."""
+        return sum(tensor.stored_bytes for tensor in self.tensors)
+
+    @property
+    def figures(self) -> ErrorFigures:
+        """The error figures of all quantized tensors together."""
+        return merged_figures(self.quantized)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form; without the run it is the same for the same input and options."""
+        data: dict[str, Any] = {
+            "report_version": REPORT_VERSION,
+            "tensors": [tensor.to_dict() for tensor in self.tensors],
+        }
+        if self.run is not None:
+            data["run"] = asdict(self.run)
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Report:
+        """Read the JSON form."""
+        run = data.get("run")
+        return cls(
+            tuple(TensorOutcome.from_dict(item) for item in data["tensors"]), None if run is None else Run(**run)
+        )
+
+
+def merged_figures(tensors: tuple[TensorOutcome, ...]) -> ErrorFigures:
+    """The error figures of several tensors together."""
+    total = NO_ERROR
+    for tensor in tensors:
+        if tensor.figures is not None:
+            total = total.merge(tensor.figures)
+    return total
