@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def embedding_spec(choice: QuantSpec | int | str | None) -> QuantSpec | None:
         return choice
     if choice == "keep":
         return None
-    if isinstance(choice, str) and not choice.isdigit():
+    if isinstance(choice, str) and re.fullmatch(r"[0-9]{1,2}", choice) is None:
         raise SpecError(f"embeddings is {choice!r}; expected 'keep' or a number of bits from 2 to 8")
     return QuantSpec(bits=int(choice), clusters=1, granularity="channel", symmetric=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from splitquant.checkpoint.folder import Folder
@@ -48,7 +49,7 @@ def index_text(folder: Folder, plan: Plan) -> str:
 
 def report_text(report: Report) -> str:
     """The report file of the output; holds nothing of how the run went."""
-    return _json(Report(report.tensors).to_dict())
+    return _json(replace(report, run=None).to_dict())
 
 
 def _json(data: Any) -> str:

@@ -9,16 +9,17 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from splitquant.checkpoint.carry import FORMAT_VERSION, config_text, index_text, report_text
+from splitquant import __version__
+from splitquant.checkpoint.carry import config_text, index_text, report_text
 from splitquant.checkpoint.files import Buffers, SourceFile, TargetFile
 from splitquant.checkpoint.folder import Folder, Shard, open_folder
 from splitquant.checkpoint.safetensors import Entry, build_header
 from splitquant.checkpoint.tensor import Streams, fits_one_thread, transform_tensor
-from splitquant.checkpoint.windows import DEFAULT_MAX_MEMORY, MIB, MemoryBudget
+from splitquant.checkpoint.windows import DEFAULT_MAX_MEMORY, MIB, MemoryBudget, most_threads
 from splitquant.checkpoint.workplace import Workplace, check_destination, check_room
 from splitquant.core.kernels import kernels
 from splitquant.errors import SourceError
@@ -31,7 +32,7 @@ _SMALL_FILES_BYTES = 64 * MIB  # room for what is written beside the tensors
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a run may use: peak memory of the process, threads (0: one per processor), and whether it may replace a folder."""
+    """What a run may use: peak memory of the process, threads (0: one per processor, as far as memory allows), and whether it may replace a folder."""
 
     max_memory_bytes: int = DEFAULT_MAX_MEMORY
     threads: int = 0
@@ -40,7 +41,8 @@ class Resources:
     @property
     def budget(self) -> MemoryBudget:
         """The checked memory budget."""
-        return MemoryBudget(self.max_memory_bytes, self.threads or len(os.sched_getaffinity(0)))
+        threads = self.threads or min(processors(), most_threads(self.max_memory_bytes))
+        return MemoryBudget(self.max_memory_bytes, threads)
 
 
 def plan_folder(source: Path, recipe: Recipe) -> tuple[Folder, Plan]:
@@ -70,36 +72,35 @@ def quantize_folder(
     plans = {tensor.name: tensor for tensor in plan.tensors}
     outcomes: list[TensorOutcome] = []
     resumed = 0
-    with Workplace(destination, _fingerprint(folder, plan)) as workplace, ThreadPoolExecutor(budget.threads) as pool:
-        try:
-            for shard in folder.shards:
-                stored = workplace.finished(shard.name)
-                if stored is not None:
-                    done = [TensorOutcome.from_dict(item) for item in stored]
-                    advance(sum(outcome.source_bytes for outcome in done))
-                    resumed += 1
-                else:
-                    done = _write_shard(folder, shard, plans, workplace, budget, pool, advance)
-                    workplace.finish(shard.name, [outcome.to_dict() for outcome in done])
-                outcomes += done
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-        report = Report(tuple(outcomes))
+    with Workplace(destination, _fingerprint(folder, plan)) as workplace:
+        for shard in folder.shards:
+            stored = workplace.finished(shard.name)
+            if stored is not None:
+                done = [TensorOutcome.from_dict(item) for item in stored]
+                advance(sum(outcome.source_bytes for outcome in done))
+                resumed += 1
+            else:
+                done = _write_shard(folder, shard, plans, workplace, budget, advance)
+                workplace.finish(shard.name, [outcome.to_dict() for outcome in done])
+            outcomes += done
+        report = Report(tuple(outcomes), left_out=folder.left_out)
         _write_small_files(folder, plan, report, workplace)
         workplace.publish()
-    return Report(
-        report.tensors,
-        Run(
-            source=str(source),
-            destination=str(destination),
-            wall_seconds=time.perf_counter() - started,
-            peak_bytes=peak_memory_bytes(),
-            threads=budget.threads,
-            kernels=kernels().name,
-            resumed_shards=resumed,
-        ),
+    run = Run(
+        source=str(source),
+        destination=str(destination),
+        wall_seconds=time.perf_counter() - started,
+        peak_bytes=peak_memory_bytes(),
+        threads=budget.threads,
+        kernels=kernels().name,
+        resumed_shards=resumed,
     )
+    return replace(report, run=run)
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_memory_bytes() -> int:
@@ -121,7 +122,6 @@ def _write_shard(
     plans: Mapping[str, TensorPlan],
     workplace: Workplace,
     budget: MemoryBudget,
-    pool: ThreadPoolExecutor,
     advance: Callable[[int], None],
 ) -> list[TensorOutcome]:
     """Write one shard: tensors that a thread can hold go to the pool as they are, larger ones share all its threads."""
@@ -133,6 +133,8 @@ def _write_shard(
     with ExitStack() as stack:
         source = stack.enter_context(SourceFile(folder.path / shard.name))
         target = stack.enter_context(TargetFile(workplace.growing(shard.name), size))
+        # Last in, first out: no thread reads or writes any more when the files are closed.
+        pool = stack.enter_context(ThreadPoolExecutor(budget.threads))
         target.write(header, 0)
         streams = Streams(
             source=source,
@@ -162,7 +164,7 @@ def _write_small_files(folder: Folder, plan: Plan, report: Report, workplace: Wo
     original = None
     if CARD_NAME in folder.other_files:
         original = (folder.path / CARD_NAME).read_text(encoding="utf-8", errors="replace")
-        workplace.write_text(renamed, original)
+        workplace.copy_in(folder.path, [CARD_NAME], renamed)
     if folder.index_name is not None:
         workplace.write_text(folder.index_name, index_text(folder, plan))
     workplace.write_text(REPORT_NAME, report_text(report))
@@ -177,9 +179,10 @@ def _other_bytes(folder: Folder) -> int:
 def _fingerprint(folder: Folder, plan: Plan) -> dict[str, Any]:
     stats = {shard.name: (folder.path / shard.name).stat() for shard in folder.shards}
     return {
-        "format_version": FORMAT_VERSION,
+        "version": __version__,
         "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
-        "tensors": [[tensor.name, tensor.reason, tensor.spec and asdict(tensor.spec)] for tensor in plan.tensors],
+        "metadata": {shard.name: dict(shard.metadata) for shard in folder.shards},
+        "tensors": [asdict(tensor) for tensor in plan.tensors],
     }
 
 

@@ -28,6 +28,11 @@ class SourceFile:
         except OSError as error:
             raise SourceError(f"{path}: cannot be opened ({error.strerror})") from error
 
+    @property
+    def nbytes(self) -> int:
+        """The size of the file."""
+        return os.fstat(self._fd).st_size
+
     def read_into(self, buffer: U8, offset: int) -> None:
         """Fill `buffer` with the bytes at `offset`; SourceError if the file ends before."""
         view, done = buffer.data.cast("B"), 0
@@ -61,8 +66,12 @@ class TargetFile:
         self.path = path
         try:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        except OSError as error:
+            raise destination_error(path, error) from error
+        try:
             os.ftruncate(self._fd, nbytes)
         except OSError as error:
+            os.close(self._fd)
             raise destination_error(path, error) from error
 
     def write(self, data: U8 | bytes, offset: int) -> None:

@@ -6,6 +6,7 @@ Only headers are read; the model class is never built, so any architecture will 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,11 @@ from splitquant.checkpoint.safetensors import Entry, read_header
 from splitquant.errors import SourceError
 
 INDEX_NAME = "model.safetensors.index.json"
+# The same weights in other formats; in a quantized folder they would only be float weights again.
+WEIGHT_COPIES = re.compile(
+    r"((pytorch_model.*\.bin|tf_model.*\.h5|flax_model.*\.msgpack)(\.index\.json)?|rust_model\.ot|consolidated.*\.(safetensors|pth)"
+    r"|.*\.(gguf|onnx|onnx_data|tflite|ckpt))$"
+)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -32,7 +38,8 @@ class Folder:
     """A checked folder: `config` is config.json ({} where there is none).
 
     tensors, shard_of: every tensor, and the file name of its shard, by the tensor's name.
-    other_files: paths below the folder of everything that is neither a shard nor the index nor config.json.
+    other_files: paths below the folder of everything that is neither a shard nor the index nor config.json, and
+    left_out: of copies of the weights in other formats, which nothing reads.
     """
 
     path: Path
@@ -43,6 +50,7 @@ class Folder:
     index_name: str | None
     index_metadata: Mapping[str, Any]
     other_files: tuple[str, ...]
+    left_out: tuple[str, ...]
 
 
 def open_folder(path: Path) -> Folder:
@@ -90,7 +98,8 @@ def open_folder(path: Path) -> Folder:
         shard_of={entry.name: shard.name for shard in shards for entry in shard.entries},
         index_name=index_names[0] if index_names else None,
         index_metadata=index_metadata,
-        other_files=tuple(name for name in files if name not in claimed),
+        other_files=tuple(name for name in files if name not in claimed and not _is_copy(name)),
+        left_out=tuple(name for name in files if name not in claimed and _is_copy(name)),
     )
 
 
@@ -100,11 +109,15 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or an endless integer
         raise SourceError(f"{path}: is not JSON ({error}); download or export it again") from error
     if not isinstance(data, dict):
         raise SourceError(f"{path}: holds a JSON {type(data).__name__}; expected an object")
     return data
+
+
+def _is_copy(name: str) -> bool:
+    return WEIGHT_COPIES.fullmatch(name.rsplit("/", 1)[-1]) is not None
 
 
 def _is_hidden(relative: Path) -> bool:

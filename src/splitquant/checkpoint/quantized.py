@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from splitquant.checkpoint.carry import FORMAT_VERSION
 from splitquant.checkpoint.files import SourceFile
 from splitquant.checkpoint.folder import Folder, open_folder, read_json
-from splitquant.checkpoint.safetensors import Entry
+from splitquant.checkpoint.safetensors import Entry, tensor_bytes
 from splitquant.core.histogram import Kind
 from splitquant.core.rows import unpack_row_scale
 from splitquant.core.spec import QuantSpec
@@ -61,6 +61,12 @@ class QuantizedFolder:
         """The tensors that are stored as they were."""
         planes = {f"{tensor.name}.{plane.name}" for tensor in self.tensors.values() for plane in tensor.planes}
         return {name: entry for name, entry in self.folder.tensors.items() if name not in planes}
+
+    @property
+    def float_bytes(self) -> int:
+        """Bytes of all tensors of the float folder that this one stands for."""
+        stored = sum(tensor_bytes(SAFETENSORS_DTYPE[t.kind], t.shape) for t in self.tensors.values())
+        return stored + sum(entry.nbytes for entry in self.kept.values())
 
     def report(self) -> Report:
         """The report that was written with the folder; SourceError where it is missing or damaged."""
@@ -127,21 +133,25 @@ def open_quantized(path: Path) -> QuantizedFolder:
         raise SourceError(f"{file}: has the unknown key {min(unknown)!r} in quantization_config")
     try:
         specs = [QuantSpec.from_dict(item) for item in config["specs"]]
-        items = dict(config["tensors"])
-        tensors = {name: _stored_tensor(folder, name, item, specs) for name, item in items.items()}
-    except (KeyError, TypeError, IndexError, AttributeError, SpecError) as error:
+        tensors = {name: _stored_tensor(folder, name, item, specs) for name, item in config["tensors"].items()}
+    except (KeyError, TypeError, AttributeError, SpecError) as error:
         raise SourceError(f"{file}: has a damaged quantization_config ({error}); quantize the model again") from error
     return QuantizedFolder(folder, tensors)
 
 
 def _stored_tensor(folder: Folder, name: str, item: dict[str, Any], specs: list[QuantSpec]) -> StoredTensor:
     shape = _read_shape(folder, name)
-    axis, stack, kind = int(item["axis"]), bool(item.get("stack", False)), item["dtype"]
-    if kind not in SAFETENSORS_DTYPE or not int(stack) <= axis < len(shape):
+    spec, axis, stack, kind = item["spec"], item["axis"], item.get("stack", False), item["dtype"]
+    sound = (
+        set(item) <= {"spec", "dtype", "axis", "stack"} and type(spec) is type(axis) is int and isinstance(stack, bool)
+    )
+    sound = sound and isinstance(kind, str) and kind in SAFETENSORS_DTYPE
+    if not sound or not int(stack) <= axis < len(shape) or not 0 <= spec < len(specs):
         raise SourceError(
-            f"{folder.path / 'config.json'}: tensor {name!r} has dtype {kind!r} and axis {axis} for shape {shape}"
+            f"{folder.path / 'config.json'}: tensor {name!r} of shape {list(shape)} has {item!r} in quantization_config; expected "
+            f"spec (0 to {len(specs) - 1}), dtype (bf16, fp16, fp32), an axis of the shape, and stack (true) for stacked matrices"
         )
-    tensor = StoredTensor(name, shape, axis, stack, kind, specs[item["spec"]])
+    tensor = StoredTensor(name, shape, axis, stack, kind, specs[spec])
     for plane in tensor.planes:
         _check_plane(folder, f"{name}.{plane.name}", plane.dtype, plane.shape)
     return tensor

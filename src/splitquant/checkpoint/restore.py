@@ -16,6 +16,7 @@ from splitquant.checkpoint.windows import MIB, MemoryBudget
 from splitquant.checkpoint.workplace import Workplace, check_destination, check_room
 from splitquant.core.rows import from_matrix
 from splitquant.plan.planes import SAFETENSORS_DTYPE
+from splitquant.report.card import CARD_NAME, source_card
 from splitquant.report.outcome import REPORT_NAME
 
 READ_BYTES = 8 * MIB
@@ -103,7 +104,11 @@ def _metadata(folder: Folder, name: str) -> dict[str, str]:
 def _write_small_files(
     folder: Folder, headers: dict[str, tuple[bytes, list[Entry]]], total: int, workplace: Workplace
 ) -> None:
-    workplace.copy_in(folder.path, [name for name in folder.other_files if name != REPORT_NAME])
+    original = source_card(folder.other_files)
+    left_out = {REPORT_NAME, CARD_NAME, original}
+    workplace.copy_in(folder.path, [name for name in folder.other_files if name not in left_out])
+    if original is not None:
+        workplace.copy_in(folder.path, [original], CARD_NAME)
     if folder.index_name is not None:
         weight_map = {entry.name: name for name, (_, entries) in headers.items() for entry in entries}
         index = {

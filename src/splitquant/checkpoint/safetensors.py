@@ -25,6 +25,7 @@ DTYPE_BITS: Mapping[str, int] = MappingProxyType(
 )  # fmt: skip
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 LENGTH_BYTES = 8
+LARGEST_SIZE = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +68,15 @@ def read_header(path: Path) -> Header:
             raise
         raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from error
     try:
-        table = json.loads(raw.decode("utf-8"), object_pairs_hook=lambda pairs: _no_duplicates(path, pairs))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        table = json.loads(raw.decode(), object_pairs_hook=lambda pairs: _no_duplicates(path, pairs))
+    except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or an endless integer
         raise _damaged(path, f"has a header that is not JSON ({error})") from error
     if not isinstance(table, dict):
         raise _damaged(path, "has a header that is not a JSON object")
     metadata = table.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) and _is_text(key + value) for key, value in metadata.items()
+    ):
         raise _damaged(path, "has a __metadata__ that is not a map of strings")
     data_start = LENGTH_BYTES + length
     entries = sorted(
@@ -95,13 +98,19 @@ def _entry(path: Path, name: str, item: Any, data_start: int) -> Entry:
     if not isinstance(item, dict) or set(item) != {"dtype", "shape", "data_offsets"}:
         raise _damaged(path, f"tensor {name!r} must have dtype, shape and data_offsets, and nothing else")
     dtype, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
-    if dtype not in DTYPE_BITS:
+    if not _is_text(name):
+        raise _damaged(path, f"tensor {name!r} has a name that is not valid Unicode")
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise _damaged(path, f"tensor {name!r} has the unknown dtype {dtype!r}; known: {', '.join(sorted(DTYPE_BITS))}")
     if not _naturals(shape):
         raise _damaged(path, f"tensor {name!r} has the shape {shape!r}; expected a list of non-negative integers")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise _damaged(path, f"tensor {name!r} has the data_offsets {offsets!r}; expected [begin, end]")
+    if math.prod(shape) * DTYPE_BITS[dtype] % 8:
+        raise _damaged(path, f"tensor {name!r} of {dtype} and shape {shape} ends inside a byte")
     expected = tensor_bytes(dtype, shape)
+    if expected > LARGEST_SIZE:
+        raise _damaged(path, f"tensor {name!r} has a shape of more bytes than a file can have")
     if offsets[1] - offsets[0] != expected:
         raise _damaged(
             path, f"tensor {name!r} has {offsets[1] - offsets[0]} bytes; {dtype} of shape {shape} takes {expected}"
@@ -110,7 +119,17 @@ def _entry(path: Path, name: str, item: Any, data_start: int) -> Entry:
 
 
 def _naturals(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value)
+    return isinstance(value, list) and all(
+        isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= LARGEST_SIZE for n in value
+    )
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can spell
+        return False
+    return True
 
 
 def _no_duplicates(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from splitquant.core.reference import row_errors, to_float32
 from splitquant.core.rows import to_matrix
 from splitquant.core.split import figures_of
 from splitquant.errors import VerifyError
+from splitquant.report.card import CARD_NAME
 from splitquant.report.outcome import REPORT_NAME, Report, TensorOutcome
 
 READ_BYTES = 8 * MIB
@@ -54,32 +56,46 @@ def verify_folder(
 
 
 def _check_inventory(folder: Folder, quantized: QuantizedFolder, report: Report) -> None:
-    """Every tensor of the source is there, quantized or kept, as the report says; and nothing else is."""
-    kept, outcomes = quantized.kept, {outcome.name: outcome for outcome in report.tensors}
+    """Every tensor of the source is there, quantized or kept, as the report says; nothing else is; other files are the same."""
+    place, kept = quantized.folder.path, quantized.kept
+    outcomes = {outcome.name: outcome for outcome in report.tensors}
     for name, entry in folder.tensors.items():
-        outcome = outcomes.get(name)
-        if outcome is None:
-            raise VerifyError(
-                f"{quantized.folder.path / REPORT_NAME}: tensor {name!r} of the source is not in the report"
-            )
-        if name not in kept and name not in quantized.tensors:
-            raise VerifyError(f"{quantized.folder.path}: tensor {name!r} of the source is missing")
         stored = quantized.tensors.get(name)
-        shape = stored.shape if stored is not None else kept[name].shape
+        if name not in outcomes:
+            raise VerifyError(f"{place / REPORT_NAME}: tensor {name!r} of the source is not in the report")
+        if stored is None and name not in kept:
+            raise VerifyError(f"{place}: tensor {name!r} of the source is missing")
+        shape = kept[name].shape if stored is None else stored.shape
         if shape != entry.shape:
+            raise VerifyError(f"{place}: tensor {name!r} has shape {shape}; the source has {entry.shape}")
+        said = outcomes[name]
+        found = (
+            "kept" if stored is None else "quantized",
+            None if stored is None else stored.spec,
+            entry.dtype,
+            entry.shape,
+            entry.nbytes,
+            kept[name].nbytes if stored is None else sum(plane.nbytes for plane in stored.planes),
+        )
+        if found != (said.outcome, said.spec, said.dtype, said.shape, said.source_bytes, said.stored_bytes):
             raise VerifyError(
-                f"{quantized.folder.path}: tensor {name!r} has shape {shape}; the source has {entry.shape}"
-            )
-        if (outcome.spec is None) != (stored is None) or (stored is not None and stored.spec != outcome.spec):
-            raise VerifyError(
-                f"{quantized.folder.path / REPORT_NAME}: tensor {name!r} is reported otherwise than config.json has it"
+                f"{place / REPORT_NAME}: tensor {name!r} is reported otherwise than it is: {said}; found {found}"
             )
     for name in (*kept, *quantized.tensors, *outcomes):
         if name not in folder.tensors:
-            raise VerifyError(f"{quantized.folder.path}: tensor {name!r} is not in the source {folder.path}")
+            raise VerifyError(f"{place}: tensor {name!r} is not in the source {folder.path}")
+    if {**quantized.folder.config, "quantization_config": None} != {**folder.config, "quantization_config": None}:
+        raise VerifyError(f"{place / 'config.json'}: differs from the source's in more than quantization_config")
     for name in folder.other_files:
-        if not (quantized.folder.path / name).is_file():
-            raise VerifyError(f"{quantized.folder.path / name}: is missing; the source has it")
+        if name not in (CARD_NAME, REPORT_NAME) and not _same_file(folder.path / name, place / name):
+            raise VerifyError(f"{place / name}: is missing or differs from the source's")
+
+
+def _same_file(before: Path, after: Path) -> bool:
+    try:
+        return filecmp.cmp(before, after, shallow=False)
+    except OSError:
+        return False
 
 
 def _check_checksums(quantized: QuantizedFolder, outcome: TensorOutcome) -> int:

@@ -13,6 +13,7 @@ RESERVE_BYTES = (
     160 * MIB
 )  # the interpreter, its libraries, headers, histograms and the temporaries of the NumPy kernels
 RESERVE_PER_THREAD = 24 * MIB
+LEAST_PER_THREAD = 8 * MIB
 WINDOW_BYTES = (
     48 * MIB
 )  # windows of a tensor that is cut: large enough to stream, small enough to share between threads
@@ -29,7 +30,7 @@ class MemoryBudget:
     def __post_init__(self) -> None:
         if self.threads < 1:
             raise SpecError(f"threads is {self.threads}; expected at least 1")
-        least = RESERVE_BYTES + self.threads * (RESERVE_PER_THREAD + 8 * MIB)
+        least = RESERVE_BYTES + self.threads * (RESERVE_PER_THREAD + LEAST_PER_THREAD)
         if self.max_memory_bytes < least:
             raise SpecError(
                 f"max-memory is {self.max_memory_bytes / MIB:.0f} MiB; {self.threads} threads need at least "
@@ -51,9 +52,14 @@ class MemoryBudget:
         return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
+def most_threads(max_memory_bytes: int) -> int:
+    """How many threads a memory bound is enough for; at least 1."""
+    return max(1, (max_memory_bytes - RESERVE_BYTES) // (RESERVE_PER_THREAD + LEAST_PER_THREAD))
+
+
 def parse_bytes(text: str) -> int:
     """Read a size such as `800MB`, `1GiB` or `1073741824`; SpecError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?)[bB]?\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kKmMgGtT]?)(i?)[bB]?\s*", text)
     if match is None:
         raise SpecError(f"{text!r} is not a size; expected a number with a unit, for instance 1GiB or 800MB")
     number, unit, binary = match.groups()

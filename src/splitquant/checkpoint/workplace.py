@@ -17,9 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from splitquant.checkpoint.files import destination_error
+import numpy as np
+
+from splitquant.checkpoint.files import SourceFile, TargetFile, destination_error
 from splitquant.errors import DestinationError
 
+COPY_BYTES = 8 << 20
 _STATE = ".splitquant"  # inside the workplace; removed before the folder is given its name
 
 
@@ -32,9 +35,15 @@ def check_destination(source: Path, destination: Path, force: bool) -> None:
         )
     if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
         raise DestinationError(f"{destination}: exists and is not a folder; choose another place with -o")
-    if destination.exists() and any(destination.iterdir()) and not force:
+    if not destination.exists() or not any(destination.iterdir()):
+        return
+    if not force:
         raise DestinationError(
             f"{destination}: exists and is not empty; choose another place with -o, or replace it with --force"
+        )
+    if not (destination / "config.json").is_file() and not any(destination.glob("*.safetensors")):
+        raise DestinationError(
+            f"{destination}: is no model folder, and --force replaces only such; remove it yourself, or choose another place"
         )
 
 
@@ -81,13 +90,15 @@ class Workplace:
             ) from error
         try:
             state = self.path / _STATE
-            if not state.is_dir() or _read_text(state / "fingerprint") != self._fingerprint:
-                self._empty()
+            same = _read_text(state / "fingerprint") == self._fingerprint
+            self._clear(keep={_STATE, *self._finished_shards()} if same else set())
+            if not same:
                 state.mkdir()
                 self.write_text(f"{_STATE}/fingerprint", self._fingerprint)
         except OSError as error:
             self._abandon()
-            raise destination_error(self.path, error) from error
+            os.close(self._lock)
+            raise error if isinstance(error, DestinationError) else destination_error(self.path, error) from error
         return self
 
     def __exit__(
@@ -100,10 +111,12 @@ class Workplace:
 
     def finished(self, shard: str) -> Any | None:
         """What `finish` stored for a shard that is complete, else None."""
-        text = _read_text(self.path / _STATE / f"{shard}.json")
-        if text is None or not (self.path / shard).is_file():
+        try:
+            state = json.loads(_read_text(self.path / _STATE / f"{shard}.json") or "")
+            whole = (self.path / shard).stat().st_size == state["nbytes"]
+        except (OSError, ValueError, TypeError, KeyError):
             return None
-        return json.loads(text)
+        return state["result"] if whole else None
 
     def growing(self, shard: str) -> Path:
         """Where a shard is written until it is complete."""
@@ -112,10 +125,11 @@ class Workplace:
     def finish(self, shard: str, result: Any) -> None:
         """Give a complete shard its name and remember its result."""
         try:
+            nbytes = self.growing(shard).stat().st_size
             self.growing(shard).replace(self.path / shard)
         except OSError as error:
             raise destination_error(self.path / shard, error) from error
-        self.write_text(f"{_STATE}/{shard}.json", json.dumps(result))
+        self.write_text(f"{_STATE}/{shard}.json", json.dumps({"nbytes": nbytes, "result": result}))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file, complete or not at all."""
@@ -128,15 +142,21 @@ class Workplace:
         except OSError as error:
             raise destination_error(path, error) from error
 
-    def copy_in(self, source: Path, names: Sequence[str]) -> None:
-        """Carry files over from the source folder, by their paths below it."""
+    def copy_in(self, source: Path, names: Sequence[str], new_name: str | None = None) -> None:
+        """Carry files over from the source folder, by their paths below it; a single one may get another name."""
         for name in names:
-            target = self.path / name
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source / name, target)
-            except OSError as error:
-                raise destination_error(target, error) from error
+            target = self.path / (new_name or name)
+            with SourceFile(source / name) as reading:
+                nbytes = reading.nbytes
+                try:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise destination_error(target, error) from error
+                with TargetFile(target, nbytes) as writing:
+                    for at in range(0, nbytes, COPY_BYTES):
+                        piece = np.empty(min(COPY_BYTES, nbytes - at), np.uint8)
+                        reading.read_into(piece, at)
+                        writing.write(piece, at)
 
     def publish(self) -> None:
         """Give the complete folder its name; what had that name before is removed only then."""
@@ -161,8 +181,14 @@ class Workplace:
     def _abandon(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def _empty(self) -> None:
+    def _finished_shards(self) -> set[str]:
+        names = {file.name.removesuffix(".json") for file in (self.path / _STATE).glob("*.json")}
+        return {name for name in names if self.finished(name) is not None}
+
+    def _clear(self, keep: set[str]) -> None:
         for child in self.path.iterdir():
+            if child.name in keep:
+                continue
             if child.is_dir() and not child.is_symlink():
                 shutil.rmtree(child)
             else:

@@ -15,8 +15,8 @@ from splitquant.report.summary import size
 def run_dequantize(path: Path, output: Path, max_memory: str, *, force: bool, quiet: bool) -> None:
     """Dequantize with progress; prints where the float folder is."""
     budget = Resources(parse_bytes(max_memory), threads=1).budget
-    total = sum(tensor.source_bytes for tensor in open_quantized(path).report().tensors)
+    total = open_quantized(path).float_bytes
     with byte_progress("dequantizing", total, quiet=quiet) as advance:
         nbytes = dequantize_folder(path, output, budget, force=force, advance=advance)
     if not quiet:
-        err.print(f"written to [bold]{output}[/]: {size(nbytes)} of float tensors", highlight=False, soft_wrap=True)
+        err.print(f"written to {output}: {size(nbytes)} of float tensors", soft_wrap=True)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from splitquant import __version__
-from splitquant.errors import SpecError, SplitQuantError
+from splitquant.errors import SplitQuantError
 
 app = typer.Typer(
     name="splitquant",
@@ -20,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+EXIT_CODES = {"SpecError": 2, "InterruptedByUserError": 130}
 
 Source = Annotated[Path, typer.Argument(metavar="SRC", help="Hugging Face folder: config.json and *.safetensors.")]
 Output = Annotated[
@@ -168,16 +170,17 @@ def run() -> None:
     try:
         app()
     except SplitQuantError as error:
-        _fail(str(error), 2 if isinstance(error, SpecError) else 1)
+        _fail(str(error), EXIT_CODES.get(type(error).__name__, 1))
     except KeyboardInterrupt:
-        _fail("interrupted; the same command takes up finished shards", 130)
+        _fail("interrupted", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 
 def _fail(message: str, code: int) -> None:
-    typer.secho(f"error: {message}", fg=typer.colors.RED if "NO_COLOR" not in os.environ else None, err=True)
+    text = f"error: {message}"
+    typer.echo(text if "NO_COLOR" in os.environ else typer.style(text, fg=typer.colors.RED), err=True)
     sys.exit(code)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from splitquant.checkpoint.convert import Resources, plan_folder, quantize_folder
 from splitquant.checkpoint.windows import parse_bytes
 from splitquant.cli.tables import planned_report, summary_table, tensor_table
-from splitquant.cli.terminal import byte_progress, err, out, write_json
+from splitquant.cli.terminal import byte_progress, check_json_target, err, out, write_json
 from splitquant.core.spec import PAPER, QuantSpec
 from splitquant.errors import TensorError
 from splitquant.plan.plan import Plan, Recipe
@@ -56,6 +56,7 @@ def run_quantize(
 ) -> None:
     """Plan, then (unless `dry_run`) apply, with progress; then the table and what to do next."""
     resources = Resources(parse_bytes(max_memory), threads, force)
+    check_json_target(json_file)
     _, plan = plan_folder(source, recipe)
     if strict:
         _refuse_kept(plan)
@@ -71,11 +72,9 @@ def run_quantize(
     taken_up = f", {run.resumed_shards} shards taken up from an interrupted run" if run.resumed_shards else ""
     err.print(
         f"{run.wall_seconds:.2f} s with {run.threads} threads and {run.kernels} kernels, peak memory {size(run.peak_bytes)}{taken_up}",
-        highlight=False,
+        soft_wrap=True,
     )
-    err.print(
-        f"written to [bold]{output}[/]; next: splitquant verify {source} {output}", highlight=False, soft_wrap=True
-    )
+    err.print(f"written to {output}; next: splitquant verify {source} {output}", soft_wrap=True)
 
 
 def _show(report: Report, json_file: Path | None, *, quiet: bool, verbose: bool, planned: bool) -> None:

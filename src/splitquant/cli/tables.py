@@ -13,9 +13,9 @@ from splitquant.report.summary import Row, by_outcome, decibels, size, total
 
 def summary_table(report: Report, *, planned: bool = False) -> Table:
     """Tensors by outcome: number, weights, size before and after, bits per weight, SQNR."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("tensors")
-    for column in ("number", "weights", "before", "after", "bits/weight", *(() if planned else ("SQNR",))):
+    for column in ("#", "before", "after", "bits/w", *(() if planned else ("SQNR",))):
         table.add_column(column, justify="right")
     for row in by_outcome(report):
         table.add_row(*_cells(row, planned=planned))
@@ -26,7 +26,7 @@ def summary_table(report: Report, *, planned: bool = False) -> Table:
 
 def tensor_table(tensors: Iterable[TensorOutcome]) -> Table:
     """One row per tensor."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     for column in ("tensor", "dtype", "shape", "outcome"):
         table.add_column(column, overflow="fold")
     for column in ("bits/weight", "size", "SQNR"):
@@ -69,7 +69,6 @@ def _cells(row: Row, *, planned: bool) -> list[str]:
     cells = [
         row.what,
         f"{len(row.tensors)}",
-        f"{row.weights:,}",
         size(row.source_bytes),
         size(row.stored_bytes),
         f"{row.bits_per_weight:.2f}",

@@ -13,14 +13,28 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from splitquant.checkpoint.files import destination_error
+from splitquant.errors import DestinationError, SplitQuantError
 
-out = Console()
-err = Console(stderr=True)
+# Paths, patterns and tensor names are text, never markup.
+# A file or a pipe has no width: tables get room for long tensor names.
+out = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False)
+err = Console(stderr=True, markup=False, emoji=False, highlight=False)
+
+
+class InterruptedByUserError(SplitQuantError):
+    """The person at the terminal pressed Ctrl-C."""
 
 
 @contextmanager
 def byte_progress(title: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
     """A bar with rate and time left, on a terminal only; yields what to tell finished bytes to, from any thread."""
+    try:
+        yield from _byte_progress(title, total, quiet=quiet)
+    except KeyboardInterrupt:
+        raise InterruptedByUserError("interrupted; the same command takes up what is finished") from None
+
+
+def _byte_progress(title: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
     if quiet or not err.is_terminal:
         yield lambda _: None
         return
@@ -34,6 +48,14 @@ def byte_progress(title: str, total: int, *, quiet: bool) -> Iterator[Callable[[
     with Progress(*columns, console=err, transient=True, refresh_per_second=4) as progress:
         task = progress.add_task(title, total=total)
         yield lambda nbytes: progress.advance(task, nbytes)
+
+
+def check_json_target(target: Path | None) -> None:
+    """Refuse a place for a JSON result that cannot be written, before any work is done."""
+    if target is not None and str(target) != "-" and (target.is_dir() or not target.absolute().parent.is_dir()):
+        raise DestinationError(
+            f"{target}: cannot be written (no such folder, or itself a folder); choose another --json file"
+        )
 
 
 def write_json(target: Path | None, data: Any) -> None:

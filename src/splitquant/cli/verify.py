@@ -22,5 +22,5 @@ def run_verify(source: Path, quantized: Path, max_memory: str, *, quiet: bool) -
         out.print(summary_table(verified.report))
         err.print(
             f"verified: {verified.tensors} tensors, {verified.checksums} checksums, all error figures recomputed from both folders",
-            highlight=False,
+            soft_wrap=True,
         )

@@ -85,19 +85,22 @@ class ValueHistogram:
     @property
     def nonfinite(self) -> int:
         """How many of them are NaN or infinite."""
-        return int(self.count[~_finite_keys(self.kind)].sum())
+        keys = np.flatnonzero(self.count)
+        return int(self.count[keys[~_is_finite(keys, self.kind)]].sum())
 
     def bins(self) -> Bins:
         """The non-empty keys in ascending order of value; keys of NaN and infinity are left out."""
-        order = _ascending_keys(self.kind)
-        keys = order[self.count[order] > 0]
+        keys = np.flatnonzero(self.count)
+        keys = keys[_is_finite(keys, self.kind)]
+        positive = int(np.searchsorted(keys, KEYS // 2))
+        keys = np.concatenate([keys[positive:][::-1], keys[:positive]])  # negative patterns run backwards
         count = self.count[keys].astype(np.float64)
         if self.low is None:
-            values = _key_values(self.kind)[keys]
+            values = _values_of(keys, self.kind)
             return Bins(count, count * values, count * values * values, values, values)
         negative = keys >= KEYS // 2
         sign = np.where(negative, -1.0, 1.0)
-        base = np.abs(_key_values("fp32")[keys])
+        base = np.abs(_values_of(keys, "fp32"))
         ulp = np.ldexp(1.0, np.maximum((keys >> 7) & 0xFF, 1) - 150)
         low_sum = self.low.sum[keys].astype(np.float64)
         low_sum_sq = self.low.sum_sq[keys].astype(np.float64)
@@ -111,22 +114,15 @@ class ValueHistogram:
         )
 
 
-def _key_values(kind: Kind) -> F64:
-    """The value of every key: of the 16-bit float itself, or of the float32 whose low half is zero."""
-    keys = np.arange(KEYS, dtype=np.uint16)
-    with np.errstate(invalid="ignore"):
-        if kind == "fp16":
-            return keys.view(np.float16).astype(np.float64)
-        return (keys.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+def _values_of(keys: I64, kind: Kind) -> F64:
+    """The value of each key: of the 16-bit float itself, or of the float32 whose low half is zero."""
+    patterns = keys.astype(np.uint16)
+    if kind == "fp16":
+        return patterns.view(np.float16).astype(np.float64)
+    return (patterns.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
-def _finite_keys(kind: Kind) -> NDArray[np.bool_]:
+def _is_finite(keys: I64, kind: Kind) -> NDArray[np.bool_]:
     exponent = 0x7C00 if kind == "fp16" else 0x7F80
-    return np.not_equal(np.arange(KEYS) & exponent, exponent)
-
-
-def _ascending_keys(kind: Kind) -> I64:
-    """All finite keys by ascending value: negative patterns backwards, then positive ones."""
-    keys = np.concatenate([np.arange(KEYS - 1, KEYS // 2 - 1, -1), np.arange(KEYS // 2)])
-    ascending: I64 = keys[_finite_keys(kind)[keys]]
-    return ascending
+    finite: NDArray[np.bool_] = (keys & exponent) != exponent
+    return finite

@@ -83,7 +83,7 @@ class QuantSpec:
     granularity: `tensor`, `channel` or `group:N`, see `Granularity`.
     symmetric: every grid is signed, narrow range and centred on zero.
     layout: `fused` (a code and a cluster id per weight; each grid covers its cluster's own range) or `parallel`
-        (the paper's k layers; zero is exactly representable in every grid).
+        (the paper's k layers; zero is exactly representable in every grid). With one cluster both are plain quantization.
 
     Raises SpecError for a value outside its range. Source: SplitQuantV2, arXiv 2503.07657, section 3.
     """
@@ -122,8 +122,8 @@ class QuantSpec:
 
     @property
     def zero_in_grid(self) -> bool:
-        """Whether zero is exactly a level of every cluster (the parallel layout and symmetric grids need it)."""
-        return self.layout == "parallel" or self.symmetric
+        """Whether zero is exactly a level of every grid: in the parallel layout, in symmetric grids, and in plain ones (k = 1)."""
+        return self.layout == "parallel" or self.symmetric or self.clusters == 1
 
     def group_size(self, cols: int) -> int:
         """How many neighbouring weights of a row share a row_scale (0: tensor granularity, no row_scale)."""
@@ -147,9 +147,14 @@ class QuantSpec:
         return cls(**data)
 
     def __str__(self) -> str:
-        form = "symmetric" if self.symmetric else "asymmetric"
-        split = f"k={self.clusters} {self.strategy}" if self.clusters > 1 else "plain"
-        return f"INT{self.bits} {split} {self.granularity} {form} {self.layout}"
+        words = [
+            f"INT{self.bits}",
+            f"k={self.clusters} {self.strategy}" if self.clusters > 1 else "plain",
+            self.granularity,
+        ]
+        words += ["symmetric"] if self.symmetric else []
+        words += ["parallel"] if self.layout == "parallel" else []
+        return " ".join(words)
 
 
 PAPER = QuantSpec(bits=4, clusters=3, strategy="kmeans", granularity="tensor", symmetric=False, layout="parallel")

@@ -221,12 +221,12 @@ def quantize_array(array: NDArray[Any], spec: QuantSpec, axis: int = 0) -> Split
     axis: the output-channel axis, whose slices get a row_scale each. The array is not changed.
     Raises TensorError for NaN, infinity, magnitudes above 2**126, another dtype, or an axis the array does not have.
     """
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype == np.float64:
         with np.errstate(over="ignore"):
             array = array.astype(np.float32)
     if not 0 <= axis < max(1, array.ndim):
         raise TensorError(f"axis is {axis}; expected 0 to {max(0, array.ndim - 1)} for shape {array.shape}")
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     kind = kind_of(array.dtype)
     x = to_matrix(array, axis)
     codes_width, clusters_width = plane_widths(x.shape[1], spec)

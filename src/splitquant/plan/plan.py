@@ -137,5 +137,5 @@ def _decide(tensor: TensorHeader, role: Role, recipe: Recipe) -> tuple[QuantSpec
             return None, role.kept_because
     spec = recipe.embeddings if role.kind == "embedding" else recipe.spec
     if spec is None and asked is None:
-        return None, "an embedding or output head, and embeddings are kept"
+        return None, "embeddings are kept"
     return spec or recipe.spec, "" if asked is None else f"included by {asked!r}"

@@ -29,21 +29,23 @@ INPUT_FIRST_EXPERTS = frozenset(
 )
 
 _POSITION = re.compile(
-    r"(position|pos_emb|wpe\.|token_type|segment_emb|relative_attention_bias|rotary|inv_freq|alibi|time_embed)",
+    r"(position|pos_emb|wpe\.|token_type|segment_emb|relative_attention_bias|rotary|inv_freq|alibi|time_embed"
+    r"|(^|\.)(rel_embeddings|rel_attn_embed|distance_embedding|level_embed)\.)",
     re.IGNORECASE,
 )
 _EMBEDDING = re.compile(
-    r"(^|\.)(embed_tokens|wte|word_embeddings?|tok_embeddings?|token_embed(ding|s)?s?|tokens_embed|embed_in|shared|item_embeddings?"
-    r"|embedding|embeddings|embed|word_embed|lm_head|embed_out|output|decoder|proj_out)\.weight$"
+    r"(^|\.)(embed_tokens(_per_layer)?|embed_(audio|text)_tokens|wte|((?!patch_|linear_|box_linear_)[a-z_]+_)?embeddings?"
+    r"|token_embeds?|tokens_embed|embed_in|input_embeds_layers?|shared|embed|word_embed|lm_heads?|embed_out|generator_lm_head"
+    r"|vocab_projector|lm_loss|output_projection)(\.\d+)?\.weight$"
 )
-_HEADS_BY_NAME_ONLY = re.compile(r"(^|\.)(output|decoder|proj_out)\.weight$")
-_HEAD_PLACES = re.compile(
-    r"^(output|proj_out|(cls\.)?predictions\.decoder|cls\.predictions\.decoder|lm_head\.decoder)\.weight$"
+_HEAD = re.compile(
+    r"(^(output|proj_out|decoder|head|pred_layer\.proj|(transformer\.)?output_layer)"
+    r"|(^|\.)(predictions|lm_head|head)\.(decoder|out_proj))\.weight$"
 )
 _ROUTER = re.compile(
-    r"((mlp|moe|block_sparse_moe|ffn|feed_forward)\.gate|router(\.[a-z_]+)?|shared_expert_gate|gate\.wg)\.weight$"
+    r"((mlp|moe|mixer|block_sparse_moe|ffn|feed_forward)\.gate|router(\.[a-z_]+)?|shared_expert_gate|gate\.wg)\.weight$"
 )
-_EXPERT = re.compile(r"(^|\.)experts?\.")
+_EXPERT = re.compile(r"(^|\.)experts?\.|\.(input|output)_linear\.weight$")
 _NORM = re.compile(r"(norm|layernorm|ln_[a-z0-9]+)\.weight$", re.IGNORECASE)
 
 
@@ -65,30 +67,36 @@ class Role:
 def role_of(name: str, dtype: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> Role:
     """The role of a tensor; `config` is the folder's config.json ({} where there is none)."""
     if dtype not in FLOAT_DTYPES:
-        return Role("other", kept_because=f"not a float tensor ({dtype})", possible=False)
+        return Role("other", kept_because=f"not float ({dtype})", possible=False)
     if len(shape) < 2:
-        return Role("other", kept_because=f"{len(shape)}-D: a norm, bias or scale", possible=False)
+        return Role("other", kept_because=f"{len(shape)}-D (norm, bias, scale)", possible=False)
     if 0 in shape:
         return Role("other", kept_because="empty", possible=False)
-    model_type = str(config.get("model_type", ""))
+    model_types = _model_types(config)
     if len(shape) == 3 and _EXPERT.search(name) and not name.endswith("bias"):
-        return Role("expert", axis=2 if model_type in INPUT_FIRST_EXPERTS else 1, stack=True)
+        return Role("expert", axis=2 if model_types & INPUT_FIRST_EXPERTS else 1, stack=True)
     if name.endswith("bias") and "relative_attention_bias" not in name:
-        return Role("other", kept_because="a bias")
+        return Role("other", kept_because="bias")
     if _POSITION.search(name):
-        return Role("other", kept_because="a position or type embedding: small, and often read as raw values")
+        return Role("other", kept_because="position or type embedding")
     if len(shape) >= 3:
         if name.endswith(".weight") and len(shape) <= 5:
             return Role("conv")
-        return Role("other", kept_because=f"a {len(shape)}-D parameter that is no convolution or expert weight")
+        return Role("other", kept_because=f"raw {len(shape)}-D parameter")
     if not name.endswith(".weight"):
-        return Role("other", kept_because="a raw 2-D parameter, not the weight of a layer")
+        return Role("other", kept_because="raw 2-D parameter")
     if _NORM.search(name):
-        return Role("other", kept_because="a norm")
+        return Role("other", kept_because="norm")
     if _ROUTER.search(name):
-        return Role("other", kept_because="an expert router: small, and decides where tokens go")
-    if _EMBEDDING.search(name) and not (_HEADS_BY_NAME_ONLY.search(name) and not _HEAD_PLACES.search(name)):
+        return Role("other", kept_because="expert router")
+    if _EMBEDDING.search(name) or _HEAD.search(name):
         return Role("embedding")
-    if CONV1D_NAMES.search(name) and model_type in CONV1D_MODELS:
+    if CONV1D_NAMES.search(name) and model_types & CONV1D_MODELS:
         return Role("linear", axis=1)
     return Role("linear")
+
+
+def _model_types(config: Mapping[str, Any]) -> frozenset[str]:
+    """The model type of a configuration and of those nested in it (the decoder of an image captioner, for instance)."""
+    configs = [config, *(value for value in config.values() if isinstance(value, Mapping))]
+    return frozenset(str(item["model_type"]) for item in configs if "model_type" in item)

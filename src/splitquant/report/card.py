@@ -20,11 +20,17 @@ def original_card_name(taken: Sequence[str]) -> str:
     return name
 
 
+def source_card(names: Sequence[str]) -> str | None:
+    """Under which of these names the source's own card was carried over (None: it had none)."""
+    cards = [name for name in names if name.startswith("README.original") and name.endswith(".md")]
+    return max(cards, key=lambda name: (len(name), name), default=None)
+
+
 def model_card(report: Report, original: str | None, original_name: str) -> str:
     """The card's text; the YAML head of the source's card, which hubs read, is kept."""
     whole = total(report)
     rows = "\n".join(
-        f"| {row.what} | {len(row.tensors)} | {row.weights:,} | {size(row.source_bytes)} | {size(row.stored_bytes)} "
+        f"| {row.what.replace('|', chr(92) + '|')} | {len(row.tensors)} | {row.weights:,} | {size(row.source_bytes)} | {size(row.stored_bytes)} "
         f"| {row.bits_per_weight:.2f} | {row.sqnr} |"
         for row in [*by_outcome(report), whole]
     )

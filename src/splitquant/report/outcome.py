@@ -57,6 +57,10 @@ class TensorOutcome:
     def from_dict(cls, data: Mapping[str, Any]) -> TensorOutcome:
         """Read the JSON form."""
         spec, figures = data["spec"], data["figures"]
+        if not isinstance(data["checksums"], dict) or not isinstance(data["shape"], list):
+            raise TypeError(f"tensor {data['name']!r} has no map of checksums or no list as its shape")
+        if data["outcome"] not in ("quantized", "kept"):
+            raise ValueError(f"tensor {data['name']!r} has the outcome {data['outcome']!r}")
         return cls(
             **{
                 **data,
@@ -82,10 +86,14 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What became of every tensor of a folder, in the order of the source, and how the run went (None if only planned)."""
+    """What became of every tensor of a folder, in the order of the source, and how the run went (None if only planned).
+
+    left_out: files of the source that were not carried over, since they hold its weights in other formats.
+    """
 
     tensors: tuple[TensorOutcome, ...]
     run: Run | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def quantized(self) -> tuple[TensorOutcome, ...]:
@@ -117,6 +125,7 @@ class Report:
         data: dict[str, Any] = {
             "report_version": REPORT_VERSION,
             "tensors": [tensor.to_dict() for tensor in self.tensors],
+            "left_out": list(self.left_out),
         }
         if self.run is not None:
             data["run"] = asdict(self.run)
@@ -125,10 +134,11 @@ class Report:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Report:
         """Read the JSON form."""
+        if data["report_version"] != REPORT_VERSION:
+            raise ValueError(f"report_version is {data['report_version']!r}; this splitquant reads {REPORT_VERSION}")
         run = data.get("run")
-        return cls(
-            tuple(TensorOutcome.from_dict(item) for item in data["tensors"]), None if run is None else Run(**run)
-        )
+        tensors = tuple(TensorOutcome.from_dict(item) for item in data["tensors"])
+        return cls(tensors, None if run is None else Run(**run), tuple(data["left_out"]))
 
 
 def merged_figures(tensors: tuple[TensorOutcome, ...]) -> ErrorFigures:

@@ -39,14 +39,14 @@ class Row:
     @property
     def sqnr(self) -> str:
         """Their SQNR in dB as text ("" for kept tensors)."""
-        return decibels(merged_figures(self.tensors).sqnr_db) if self.tensors[0].figures else ""
+        return decibels(merged_figures(self.tensors).sqnr_db) if any(tensor.figures for tensor in self.tensors) else ""
 
 
 def by_outcome(report: Report) -> list[Row]:
     """One row per spec and role of quantized tensors, then one per reason of kept ones, each by falling size."""
 
     def quantized(tensor: TensorOutcome) -> str:
-        return f"{_PLURAL[tensor.role]}: {tensor.spec}"
+        return f"{_ROLE[tensor.role]}: {tensor.spec}"
 
     def kept(tensor: TensorOutcome) -> str:
         return f"kept: {tensor.reason}"
@@ -56,7 +56,7 @@ def by_outcome(report: Report) -> list[Row]:
 
 def total(report: Report) -> Row:
     """All tensors in one row."""
-    return Row("all tensors", report.tensors)
+    return Row("all", report.tensors)
 
 
 def decibels(value: float) -> str:
@@ -67,18 +67,18 @@ def decibels(value: float) -> str:
 def size(nbytes: float) -> str:
     """A number of bytes for people, in powers of ten."""
     for unit in ("B", "kB", "MB"):
-        if nbytes < 1000:
+        if round(nbytes, 1) < 1000:
             return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
         nbytes /= 1000
     return f"{nbytes:.2f} GB"
 
 
-_PLURAL = {
-    "linear": "linear weights",
-    "conv": "convolution kernels",
-    "expert": "expert weights",
-    "embedding": "embeddings and heads",
-    "other": "other tensors",
+_ROLE = {
+    "linear": "linear",
+    "conv": "convolution",
+    "expert": "experts",
+    "embedding": "embedding",
+    "other": "other",
 }
 
 

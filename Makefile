@@ -1,0 +1,35 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.setup-done
+
+.PHONY: demo test lint check bench clean
+
+demo: $(SETUP)  ## set up, then run the main job on a real small model and print the comparison table
+	$(BIN)/python benchmarks/minilm.py
+
+test: $(SETUP)  ## set up, then run all tests
+	$(BIN)/python -m pytest -n 2
+
+lint: $(SETUP)  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+check: lint test  ## what CI runs, but for the package builds
+
+bench: $(SETUP)  ## the speed and memory claims, measured on this machine (needs 8 GB of disk, takes minutes)
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/published_clustering.py
+	$(BIN)/python benchmarks/quantize_costs_a_copy.py
+
+clean:  ## remove what the commands above made
+	rm -rf $(VENV) .demo build dist
+
+$(SETUP): requirements/dev.txt pyproject.toml CMakeLists.txt $(wildcard native/*) $(wildcard native/*/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
+	touch $(SETUP)

@@ -1,0 +1,158 @@
+// From weights to packed codes and cluster ids and the errors they make, in one pass over each row.
+#pragma once
+
+#include "pack.hpp"
+
+namespace splitquant::SPLITQUANT_ISA {
+
+// 1.5 * 2**23: its sum with a number in [0, 255] has the number, rounded to nearest even, as its last bits.
+constexpr float ROUNDER = 12582912.0f;
+
+// The grid in registers. Clusters are padded to COUNT by ones that no value reaches (a comparison with NaN is false).
+template <int COUNT>
+struct Encoder {
+    F lower[COUNT];
+    Table8 scale, offset, inverse_scale;
+    F code_min, code_max;
+
+    static Table8 table(const float* from, size k) {
+        float padded[MAX_CLUSTERS] = {};
+        __builtin_memcpy(padded, from, k * sizeof(float));
+        return Table8(padded);
+    }
+
+    explicit Encoder(Grid g)
+        : scale(table(g.scale, g.clusters)),
+          offset(table(g.offset, g.clusters)),
+          inverse_scale(table(g.inverse_scale, g.clusters)),
+          code_min(splat(static_cast<float>(g.code_min))),
+          code_max(splat(static_cast<float>(g.code_max))) {
+        for (int c = 0; c < COUNT; ++c) {
+            lower[c] = splat(static_cast<size>(c) < g.clusters ? g.lower[c] : __builtin_nanf(""));
+        }
+    }
+
+    // Returns the level of u; its code is the low byte of `code`. No fused multiply-add: the reference rounds twice.
+    F level(F u, I& id, I& code) const {
+        id = I{};
+        for (int c = 1; c < COUNT; ++c) id = count_reached(id, u, lower[c]);
+        F start = offset[id];
+        F steps = (u - start) * inverse_scale[id];
+        // Clipping before rounding is the same (the bounds are integers), and takes care of NaN and infinity.
+        F rounded = least(greatest(steps, code_min), code_max) + ROUNDER;
+        code = (I)rounded;
+        return scale[id] * (rounded - ROUNDER) + start;
+    }
+};
+
+// The errors of a row, in 16 interleaved lanes.
+struct ErrorSums {
+    SquareSums signal[PARTS], noise[PARTS];
+    F most[PARTS] = {};
+
+    void add(int part, F w, F miss) {
+        signal[part].add(w);
+        noise[part].add(miss);
+        most[part] = greatest_magnitude(most[part], miss);
+    }
+
+    static double in_order(const SquareSums (&sums)[PARTS]) {
+        double lanes[LANES], total = 0.0;
+        for (int p = 0; p < PARTS; ++p) sums[p].store(lanes + p * N);
+        for (double lane : lanes) total += lane;
+        return total;
+    }
+
+    float largest() const {
+        float greatest_of_all = 0.0f;
+        for (F part : most) {
+            for (int i = 0; i < N; ++i) greatest_of_all = part[i] > greatest_of_all ? part[i] : greatest_of_all;
+        }
+        return greatest_of_all;
+    }
+};
+
+// Whether all 16 weights of a block count: the lanes that do have all bits set.
+struct Whole {
+    F keep(int, F x) const { return x; }
+};
+struct Partial {
+    u32 mask[LANES];
+    explicit Partial(size n) {
+        for (size i = 0; i < LANES; ++i) mask[i] = i < n ? ~u32{0} : 0;
+    }
+    F keep(int part, F x) const {
+        U m;
+        __builtin_memcpy(&m, mask + part * N, sizeof m);
+        return (F)((U)x & m);
+    }
+};
+
+struct ByteChunk {
+    u8 codes[CHUNK];
+    u8 clusters[CHUNK];
+};
+
+template <class Format, int COUNT, class Scale, class Lanes>
+inline void encode_block(const Encoder<COUNT>& encoder, const typename Format::Word* x, Scale row_scale, Scale inverse,
+                         size j, Lanes lanes, ErrorSums& errors, u8* codes, u8* clusters) {
+    I id[PARTS], code[PARTS];
+    for (int p = 0; p < PARTS; ++p) {
+        F w = Format::load(x + p * N);
+        F level = encoder.level(w * inverse.at(j + p * N), id[p], code[p]);
+        errors.add(p, w, lanes.keep(p, w - level * row_scale.at(j + p * N)));
+    }
+    store_bytes(codes, code);
+    if constexpr (COUNT > 1) store_bytes(clusters, id);
+}
+
+template <class Format, int COUNT>
+inline void encode_rows(Matrix x, PerGroup row_scale, PerGroup inverse, Grid grid, Planes out, RowErrors errors) {
+    using Word = typename Format::Word;
+    const Encoder<COUNT> encoder(grid);
+    const PackFunction pack_codes = packer(grid.bits);
+    const PackFunction pack_clusters = out.clusters ? packer(out.cluster_bits) : nullptr;
+    ByteChunk chunk;
+    for (size row = 0; row < x.rows; ++row) {
+        const Word* weights = static_cast<const Word*>(x.data) + row * x.cols;
+        RowOfGroups row_scales(row_scale, row, x.cols), inverses(inverse, row, x.cols);
+        ErrorSums sums;
+        for (size from = 0; from < x.cols; from += CHUNK) {
+            size to = smaller(from + CHUNK, x.cols);
+            for_stretches(row_scales, inverses, x.cols, from, to, [&](size begin, size end, auto scale, auto inverse_scale) {
+                size j = begin;
+                for (; j + LANES <= end; j += LANES) {
+                    encode_block<Format>(encoder, weights + j, scale, inverse_scale, j - begin, Whole{}, sums,
+                                         chunk.codes + (j - from), chunk.clusters + (j - from));
+                }
+                if (j == end) return;
+                Padded<Word> last(weights + j, end - j);
+                encode_block<Format>(encoder, last.words, scale, inverse_scale, j - begin, Partial(end - j), sums,
+                                     chunk.codes + (j - from), chunk.clusters + (j - from));
+            });
+            pack_codes(chunk.codes, to - from, out.codes + row * out.codes_width + from / 8 * grid.bits);
+            if (pack_clusters) {
+                pack_clusters(chunk.clusters, to - from,
+                              out.clusters + row * out.clusters_width + from / 8 * out.cluster_bits);
+            }
+        }
+        errors.signal[row] = ErrorSums::in_order(sums.signal);
+        errors.noise[row] = ErrorSums::in_order(sums.noise);
+        errors.max_error[row] = sums.largest();
+    }
+}
+
+inline void encode(Matrix x, PerGroup row_scale, PerGroup inverse, Grid grid, Planes out, RowErrors errors) {
+    with_kind(x.kind, [&](auto format) {
+        using Format = decltype(format);
+        switch (grid.clusters) {
+            case 1: return encode_rows<Format, 1>(x, row_scale, inverse, grid, out, errors);
+            case 2: return encode_rows<Format, 2>(x, row_scale, inverse, grid, out, errors);
+            case 3: return encode_rows<Format, 3>(x, row_scale, inverse, grid, out, errors);
+            case 4: return encode_rows<Format, 4>(x, row_scale, inverse, grid, out, errors);
+            default: return encode_rows<Format, 8>(x, row_scale, inverse, grid, out, errors);
+        }
+    });
+}
+
+}  // namespace splitquant::SPLITQUANT_ISA

@@ -1,0 +1,179 @@
+// The Python module splitquant._native: arrays in, plain pointers to the kernels, without the interpreter's lock.
+//
+// Shapes are checked here once more where a wrong one would mean an access out of bounds; the messages for people are
+// those of splitquant.core.native.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <new>
+#include <optional>
+
+#include "dispatch.hpp"
+
+namespace nb = nanobind;
+using namespace splitquant;
+
+namespace {
+
+template <class T, int DIMS>
+using In = nb::ndarray<const T, nb::ndim<DIMS>, nb::c_contig, nb::device::cpu>;
+template <class T, int DIMS>
+using Out = nb::ndarray<T, nb::ndim<DIMS>, nb::c_contig, nb::device::cpu>;
+using AnyMatrix = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void require(bool holds, const char* what) {
+    if (!holds) throw std::invalid_argument(what);
+}
+
+Kind kind_from(int kind) {
+    require(kind >= 0 && kind <= 2, "kind is not 0, 1 or 2");
+    return static_cast<Kind>(kind);
+}
+
+// fp16 comes as the uint16 bits of its floats, so that the kind, not the dtype, says what 16 bits mean.
+Matrix matrix_from(const AnyMatrix& x, int kind) {
+    bool single = x.dtype() == nb::dtype<float>();
+    require(single || x.dtype() == nb::dtype<u16>(), "weights are neither uint16 nor float32");
+    require((kind_from(kind) == Kind::fp32) == single, "kind does not fit the dtype of the weights");
+    return {x.data(), kind_from(kind), x.shape(0), x.shape(1)};
+}
+
+PerGroup per_group(const std::optional<In<float, 2>>& values, size rows, size cols, size group) {
+    if (!values) return {nullptr, 0, 0};
+    size groups = values->shape(1);
+    require(values->shape(0) == rows, "per-group floats have another number of rows");
+    require(groups == 1 || cols == 0 || (group > 0 && groups == (cols - 1) / group + 1),
+            "per-group floats have another number of groups");
+    require(groups > 0 || cols == 0, "per-group floats have no group");
+    return {values->data(), groups, group};
+}
+
+void check_plane(size rows, size width, size plane_rows, size plane_columns) {
+    require(plane_rows == rows && plane_columns == width, "a plane has another shape");
+}
+
+void absmax(AnyMatrix x, int kind, size group, Out<float, 2> out) {
+    Matrix matrix = matrix_from(x, kind);
+    require(group > 0, "group is 0");
+    size groups = matrix.cols == 0 ? 0 : (matrix.cols - 1) / group + 1;
+    require(out.shape(0) == matrix.rows && out.shape(1) == groups, "out has another shape");
+    nb::gil_scoped_release unlocked;
+    chosen().load()->absmax(matrix, group, out.data());
+}
+
+void count16(In<u16, 1> keys, Out<i64, 1> count) {
+    require(count.shape(0) == KEYS, "count has another shape");
+    nb::gil_scoped_release unlocked;
+    if (!chosen().load()->count16(keys.data(), keys.shape(0), count.data())) throw std::bad_alloc();
+}
+
+void count32(AnyMatrix x, int kind, std::optional<In<float, 2>> inverse, size group, Out<i64, 1> count,
+             Out<u64, 1> low_sum, Out<u64, 1> low_sum_sq, Out<u16, 1> low_min, Out<u16, 1> low_max) {
+    Matrix matrix = matrix_from(x, kind);
+    PerGroup scales = per_group(inverse, matrix.rows, matrix.cols, group);
+    require(count.shape(0) == KEYS && low_sum.shape(0) == KEYS && low_sum_sq.shape(0) == KEYS &&
+                low_min.shape(0) == KEYS && low_max.shape(0) == KEYS,
+            "a table has another shape");
+    Counts32 out = {count.data(), low_sum.data(), low_sum_sq.data(), low_min.data(), low_max.data()};
+    nb::gil_scoped_release unlocked;
+    if (!chosen().load()->count32(matrix, scales, out)) throw std::bad_alloc();
+}
+
+void partition(In<double, 1> count, In<double, 1> total, In<double, 1> low, In<double, 1> high, size clusters,
+               bool kmeans, Out<i64, 1> borders) {
+    size n = low.shape(0);
+    require(high.shape(0) == n && count.shape(0) == n + 1 && total.shape(0) == n + 1, "bins have different lengths");
+    require(clusters >= 1 && clusters <= n, "there are fewer bins than clusters");
+    require(borders.shape(0) == clusters + 1, "borders has another shape");
+    nb::gil_scoped_release unlocked;
+    if (!chosen().load()->partition(count.data(), total.data(), low.data(), high.data(), n, clusters, kmeans,
+                                    borders.data())) {
+        throw std::bad_alloc();
+    }
+}
+
+void encode(AnyMatrix x, int kind, std::optional<In<float, 2>> row_scale, std::optional<In<float, 2>> inverse,
+            size group, int bits, int code_min, int code_max, In<float, 1> lower, In<float, 1> scale,
+            In<float, 1> offset, In<float, 1> inverse_scale, Out<u8, 2> codes, std::optional<Out<u8, 2>> clusters,
+            int cluster_bits, Out<double, 1> signal, Out<double, 1> noise, Out<float, 1> max_error) {
+    Matrix matrix = matrix_from(x, kind);
+    size k = lower.shape(0);
+    require(k >= 1 && k <= MAX_CLUSTERS && scale.shape(0) == k && offset.shape(0) == k && inverse_scale.shape(0) == k,
+            "the grid has no 1 to 8 clusters");
+    require(bits >= 1 && bits <= 8 && cluster_bits >= 0 && cluster_bits <= 8, "bits is not 1 to 8");
+    require(0 <= code_min && code_min <= code_max && code_max < (1 << bits), "codes do not fit their bits");
+    require(!clusters || cluster_bits > 0, "cluster ids have no bits");
+    check_plane(matrix.rows, plane_width(matrix.cols, bits), codes.shape(0), codes.shape(1));
+    if (clusters) {
+        check_plane(matrix.rows, plane_width(matrix.cols, cluster_bits), clusters->shape(0), clusters->shape(1));
+    }
+    require(signal.shape(0) == matrix.rows && noise.shape(0) == matrix.rows && max_error.shape(0) == matrix.rows,
+            "errors have another length");
+    PerGroup row_scales = per_group(row_scale, matrix.rows, matrix.cols, group);
+    PerGroup inverses = per_group(inverse, matrix.rows, matrix.cols, group);
+    Grid grid = {bits, k, code_min, code_max, lower.data(), scale.data(), offset.data(), inverse_scale.data()};
+    Planes planes = {codes.data(), codes.shape(1), clusters ? clusters->data() : nullptr,
+                     clusters ? clusters->shape(1) : 0, cluster_bits};
+    RowErrors errors = {signal.data(), noise.data(), max_error.data()};
+    nb::gil_scoped_release unlocked;
+    chosen().load()->encode(matrix, row_scales, inverses, grid, planes, errors);
+}
+
+void pack(In<u8, 2> values, int bits, Out<u8, 2> plane) {
+    require(bits >= 1 && bits <= 8, "bits is not 1 to 8");
+    check_plane(values.shape(0), plane_width(values.shape(1), bits), plane.shape(0), plane.shape(1));
+    nb::gil_scoped_release unlocked;
+    chosen().load()->pack(values.data(), values.shape(0), values.shape(1), bits, plane.data());
+}
+
+void unpack(In<u8, 2> plane, int bits, Out<u8, 2> values) {
+    require(bits >= 1 && bits <= 8, "bits is not 1 to 8");
+    check_plane(values.shape(0), plane_width(values.shape(1), bits), plane.shape(0), plane.shape(1));
+    nb::gil_scoped_release unlocked;
+    chosen().load()->unpack(plane.data(), values.shape(0), values.shape(1), bits, values.data());
+}
+
+void dequantize(In<u8, 2> codes, int bits, std::optional<In<u8, 2>> clusters, int cluster_bits, In<float, 2> levels,
+                std::optional<In<float, 2>> row_scale, size group, int kind,
+                nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu> out) {
+    size rows = out.shape(0), cols = out.shape(1), k = levels.shape(0);
+    bool single = out.dtype() == nb::dtype<float>();
+    require(single || out.dtype() == nb::dtype<u16>(), "out is neither uint16 nor float32");
+    require((kind_from(kind) == Kind::fp32) == single, "kind does not fit the dtype of out");
+    require(bits >= 1 && bits <= 8 && cluster_bits >= 0 && cluster_bits <= 8, "bits is not 1 to 8");
+    require(k >= 1 && k <= MAX_CLUSTERS && levels.shape(1) == size{1} << bits, "levels has another shape");
+    require(!clusters || cluster_bits > 0, "cluster ids have no bits");
+    check_plane(rows, plane_width(cols, bits), codes.shape(0), codes.shape(1));
+    if (clusters) check_plane(rows, plane_width(cols, cluster_bits), clusters->shape(0), clusters->shape(1));
+    PerGroup row_scales = per_group(row_scale, rows, cols, group);
+    // Planes is shared with encode, which writes; dequantize only reads.
+    Planes planes = {const_cast<u8*>(codes.data()), codes.shape(1),
+                     clusters ? const_cast<u8*>(clusters->data()) : nullptr, clusters ? clusters->shape(1) : 0,
+                     cluster_bits};
+    nb::gil_scoped_release unlocked;
+    chosen().load()->dequantize(planes, bits, k, levels.data(), row_scales, rows, cols, kind_from(kind), out.data());
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    m.doc() = "Compiled kernels; see splitquant.core.kernels for what they do and splitquant.core.native for their use.";
+    m.def("isa", [] { return std::string(chosen().load()->isa); }, "The instruction set in use.");
+    m.def("isas", [] {
+        std::vector<std::string> names;
+        for (const Kernels* set : available()) names.emplace_back(set->isa);
+        return names;
+    }, "The instruction sets that this build and this machine have, narrowest first.");
+    m.def("set_isa", &choose, nb::arg("name"), "Choose an instruction set; ValueError if there is none of that name.");
+    m.def("absmax", &absmax);
+    m.def("count16", &count16);
+    m.def("count32", &count32);
+    m.def("partition", &partition);
+    m.def("encode", &encode);
+    m.def("pack", &pack);
+    m.def("unpack", &unpack);
+    m.def("dequantize", &dequantize);
+}

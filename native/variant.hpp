@@ -1,0 +1,27 @@
+// All kernels, compiled for one instruction set. A source file of native/variants/ defines SPLITQUANT_ISA, the name of
+// the set, includes this file, and is compiled with the flags of that set.
+//
+// Why everything lives in an inner namespace named after the set and no C++ standard header with inline functions is
+// included: were two files to emit the same inline function, the linker would keep one of them, and a plain CPU could
+// be handed the copy compiled for a wide one.
+#pragma once
+
+#include "absmax.hpp"
+#include "count16.hpp"
+#include "count32.hpp"
+#include "dequantize.hpp"
+#include "encode.hpp"
+#include "pack.hpp"
+#include "partition.hpp"
+
+#define SPLITQUANT_STRING_(x) #x
+#define SPLITQUANT_STRING(x) SPLITQUANT_STRING_(x)
+
+namespace splitquant::SPLITQUANT_ISA {
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    SPLITQUANT_STRING(SPLITQUANT_ISA), absmax, count16, count32, partition, encode, pack_rows, unpack_rows, dequantize,
+};
+
+}  // namespace splitquant::SPLITQUANT_ISA

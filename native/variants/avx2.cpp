@@ -1,0 +1,2 @@
+#define SPLITQUANT_ISA avx2
+#include "../variant.hpp"

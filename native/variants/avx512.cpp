@@ -1,0 +1,2 @@
+#define SPLITQUANT_ISA avx512
+#include "../variant.hpp"

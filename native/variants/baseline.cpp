@@ -1,0 +1,2 @@
+#define SPLITQUANT_ISA baseline
+#include "../variant.hpp"
