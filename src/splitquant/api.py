@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,8 +10,7 @@ from splitquant.checkpoint.restore import dequantize_folder
 from splitquant.checkpoint.verify import Verified, verify_folder
 from splitquant.checkpoint.windows import DEFAULT_MAX_MEMORY, parse_bytes
 from splitquant.core.spec import EMBEDDING, QuantSpec
-from splitquant.errors import SpecError
-from splitquant.plan.plan import Plan, Recipe
+from splitquant.plan.plan import Plan, Recipe, embedding_spec
 from splitquant.report.outcome import Report
 
 AnyPath = str | Path
@@ -74,17 +72,6 @@ def recipe_of(
 ) -> Recipe:
     """The recipe of user-level options; SpecError names the option that is off."""
     return Recipe(spec or QuantSpec(), embedding_spec(embeddings), tuple(include), tuple(exclude))
-
-
-def embedding_spec(choice: QuantSpec | int | str | None) -> QuantSpec | None:
-    """The spec of embeddings: itself, per channel and symmetric at a number of bits, or None for "keep"."""
-    if choice is None or isinstance(choice, QuantSpec):
-        return choice
-    if choice == "keep":
-        return None
-    if isinstance(choice, str) and re.fullmatch(r"[0-9]{1,2}", choice) is None:
-        raise SpecError(f"embeddings is {choice!r}; expected 'keep' or a number of bits from 2 to 8")
-    return QuantSpec(bits=int(choice), clusters=1, granularity="channel", symmetric=True)
 
 
 def _bytes(size: int | str) -> int:

@@ -7,31 +7,20 @@ from dataclasses import replace
 from typing import Any
 
 from splitquant.checkpoint.folder import Folder
-from splitquant.core.spec import QuantSpec
 from splitquant.plan.plan import Plan
+from splitquant.plan.table import Entry, table_to_dict
 from splitquant.report.outcome import Report
-
-FORMAT_VERSION = 1
 
 
 def quantization_config(plan: Plan) -> dict[str, Any]:
     """The `quantization_config` of a plan; normative text: docs/format.md, section 2."""
-    specs: list[QuantSpec] = []
-    tensors: dict[str, dict[str, Any]] = {}
-    for tensor in plan.quantized:
-        assert tensor.spec is not None
-        if tensor.spec not in specs:
-            specs.append(tensor.spec)
-        item: dict[str, Any] = {"spec": specs.index(tensor.spec), "dtype": tensor.kind, "axis": tensor.role.axis}
-        if tensor.role.stack:
-            item["stack"] = True
-        tensors[tensor.name] = item
-    return {
-        "quant_method": "splitquant",
-        "format_version": FORMAT_VERSION,
-        "specs": [spec.to_dict() for spec in specs],
-        "tensors": tensors,
-    }
+    return table_to_dict(
+        {
+            tensor.name: Entry(tensor.spec, tensor.kind, tensor.role.axis, tensor.role.stack)
+            for tensor in plan.quantized
+            if tensor.spec is not None
+        }
+    )
 
 
 def config_text(folder: Folder, plan: Plan) -> str:

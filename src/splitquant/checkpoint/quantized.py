@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from splitquant.checkpoint.carry import FORMAT_VERSION
 from splitquant.checkpoint.files import SourceFile
 from splitquant.checkpoint.folder import Folder, open_folder, read_json
-from splitquant.checkpoint.safetensors import Entry, tensor_bytes
+from splitquant.checkpoint.safetensors import Entry as Header
+from splitquant.checkpoint.safetensors import tensor_bytes
 from splitquant.core.histogram import Kind
 from splitquant.core.rows import unpack_row_scale
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import SplitTensor
-from splitquant.errors import SourceError, SpecError
+from splitquant.errors import SourceError
 from splitquant.plan.planes import SAFETENSORS_DTYPE, Geometry, Plane, geometry, planes_of, scale_kind_of
+from splitquant.plan.table import METHOD, Entry, parse_table
 from splitquant.report.outcome import REPORT_NAME, Report
 
 U8 = NDArray[np.uint8]
@@ -57,7 +58,7 @@ class QuantizedFolder:
     tensors: Mapping[str, StoredTensor]
 
     @property
-    def kept(self) -> dict[str, Entry]:
+    def kept(self) -> dict[str, Header]:
         """The tensors that are stored as they were."""
         planes = {f"{tensor.name}.{plane.name}" for tensor in self.tensors.values() for plane in tensor.planes}
         return {name: entry for name, entry in self.folder.tensors.items() if name not in planes}
@@ -118,40 +119,22 @@ def open_quantized(path: Path) -> QuantizedFolder:
     folder = open_folder(path)
     file = path / "config.json"
     config = folder.config.get("quantization_config")
-    if not isinstance(config, dict) or config.get("quant_method") != "splitquant":
-        found = config.get("quant_method") if isinstance(config, dict) else None
+    method = config.get("quant_method") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or method != METHOD:
         raise SourceError(
-            f"{file}: is no splitquant folder (quant_method is {found!r}); expected a folder that 'splitquant quantize' wrote"
+            f"{file}: is no splitquant folder (quant_method is {method!r}); expected a folder that 'splitquant quantize' wrote"
         )
-    if config.get("format_version") != FORMAT_VERSION:
-        raise SourceError(
-            f"{file}: has format_version {config.get('format_version')!r} and this splitquant reads {FORMAT_VERSION}; "
-            "install the version that wrote it"
-        )
-    unknown = set(config) - {"quant_method", "format_version", "specs", "tensors"}
-    if unknown:
-        raise SourceError(f"{file}: has the unknown key {min(unknown)!r} in quantization_config")
-    try:
-        specs = [QuantSpec.from_dict(item) for item in config["specs"]]
-        tensors = {name: _stored_tensor(folder, name, item, specs) for name, item in config["tensors"].items()}
-    except (KeyError, TypeError, AttributeError, SpecError) as error:
-        raise SourceError(f"{file}: has a damaged quantization_config ({error}); quantize the model again") from error
-    return QuantizedFolder(folder, tensors)
+    table = parse_table(config, str(file))
+    return QuantizedFolder(folder, {name: _stored_tensor(folder, name, entry) for name, entry in table.items()})
 
 
-def _stored_tensor(folder: Folder, name: str, item: dict[str, Any], specs: list[QuantSpec]) -> StoredTensor:
+def _stored_tensor(folder: Folder, name: str, entry: Entry) -> StoredTensor:
     shape = _read_shape(folder, name)
-    spec, axis, stack, kind = item["spec"], item["axis"], item.get("stack", False), item["dtype"]
-    sound = (
-        set(item) <= {"spec", "dtype", "axis", "stack"} and type(spec) is type(axis) is int and isinstance(stack, bool)
-    )
-    sound = sound and isinstance(kind, str) and kind in SAFETENSORS_DTYPE
-    if not sound or not int(stack) <= axis < len(shape) or not 0 <= spec < len(specs):
+    if entry.axis >= len(shape):
         raise SourceError(
-            f"{folder.path / 'config.json'}: tensor {name!r} of shape {list(shape)} has {item!r} in quantization_config; expected "
-            f"spec (0 to {len(specs) - 1}), dtype (bf16, fp16, fp32), an axis of the shape, and stack (true) for stacked matrices"
+            f"{folder.path / 'config.json'}: tensor {name!r} of shape {list(shape)} has no axis {entry.axis}"
         )
-    tensor = StoredTensor(name, shape, axis, stack, kind, specs[spec])
+    tensor = StoredTensor(name, shape, entry.axis, entry.stack, entry.kind, entry.spec)
     for plane in tensor.planes:
         _check_plane(folder, f"{name}.{plane.name}", plane.dtype, plane.shape)
     return tensor

@@ -78,9 +78,10 @@ class NumpyKernels:
         )
         for block in _blocks(rows, cols):
             u = to_float32(x[block])
-            if inverse is not None:
-                u = u * _spread(inverse[block], group, cols)
-            bits = (u + np.float32(0)).reshape(-1).view(np.uint32)
+            with np.errstate(invalid="ignore"):  # a signalling NaN is counted like any other
+                if inverse is not None:
+                    u = u * _spread(inverse[block], group, cols)
+                bits = (u + np.float32(0)).reshape(-1).view(np.uint32)
             keys, low = bits >> 16, (bits & 0xFFFF).astype(np.int64)
             np.add(out.counts, np.bincount(keys, minlength=KEYS), out=out.counts)
             np.add.at(out.low_sum, keys, low.astype(np.uint64))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
@@ -102,6 +103,17 @@ class Plan:
     def stored_bytes(self) -> int:
         """Bytes of all tensors after."""
         return sum(tensor.stored_bytes for tensor in self.tensors)
+
+
+def embedding_spec(choice: QuantSpec | int | str | None) -> QuantSpec | None:
+    """The spec of embeddings: itself, per channel and symmetric at a number of bits, or None for "keep"."""
+    if choice is None or isinstance(choice, QuantSpec):
+        return choice
+    if choice == "keep":
+        return None
+    if isinstance(choice, str) and re.fullmatch(r"[0-9]{1,2}", choice) is None:
+        raise SpecError(f"embeddings is {choice!r}; expected 'keep' or a number of bits from 2 to 8")
+    return replace(EMBEDDING, bits=int(choice))
 
 
 def plan_tensors(tensors: Iterable[TensorHeader], config: Mapping[str, Any], recipe: Recipe) -> Plan:

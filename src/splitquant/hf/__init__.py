@@ -1,0 +1,1 @@
+"""The transformers plug-in. Importing this package imports neither transformers nor torch."""

@@ -1,0 +1,67 @@
+"""`SplitQuantConfig`: what `from_pretrained(..., quantization_config=...)` is given, and what config.json holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from splitquant.core.spec import Layout, QuantSpec, Strategy
+from splitquant.errors import SpecError
+from splitquant.plan.plan import Recipe, embedding_spec
+from splitquant.plan.table import METHOD, Entry, parse_table, table_to_dict
+
+
+class SplitQuantConfig(QuantizationConfigMixin):  # type: ignore[misc] # transformers is not typed
+    """Options for quantizing a float model while it is loaded.
+
+    bits, clusters, strategy, granularity, symmetric, layout: as in `QuantSpec`, for linear and convolution weights.
+    embeddings: for token embeddings and output heads: a number of bits (plain, symmetric, a scale per row), a `QuantSpec`,
+        or "keep".
+    modules_to_not_convert: names of modules, or their last parts, that stay float ("lm_head", "model.layers.0.mlp").
+    include, exclude: glob patterns of tensor names, as in `splitquant.plan.plan.Recipe`.
+
+    As JSON it is the table of quantized tensors (docs/format.md, section 2), filled in when a model was loaded.
+    Raises SpecError for an option that is out of range.
+    """
+
+    def __init__(
+        self,
+        bits: int = 4,
+        clusters: int = 0,
+        strategy: Strategy = "min_error",
+        granularity: str = "channel",
+        symmetric: bool = False,
+        layout: Layout = "fused",
+        embeddings: int | str | QuantSpec | None = 8,
+        modules_to_not_convert: Sequence[str] | None = None,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+    ) -> None:
+        self.quant_method = METHOD
+        self.recipe = Recipe(
+            spec=QuantSpec(bits, clusters, strategy, granularity, symmetric, layout),
+            embeddings=embedding_spec(embeddings),
+            include=tuple(include),
+            exclude=tuple(exclude),
+        )
+        self.modules_to_not_convert = list(modules_to_not_convert or ())
+        self.tensors: dict[str, Entry] = {}
+
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """Read the table of a quantized folder, or, where there is none, the options; SourceError, SpecError."""
+        if "tensors" in config_dict or "format_version" in config_dict:
+            config = cls()
+            config.tensors = parse_table(config_dict)
+        else:
+            try:
+                config = cls(**{key: value for key, value in config_dict.items() if key != "quant_method"})
+            except TypeError as error:
+                raise SpecError(f"SplitQuantConfig: {error}") from error
+        return (config, kwargs) if return_unused_kwargs else config
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, docs/format.md, section 2."""
+        return table_to_dict(self.tensors)

@@ -1,0 +1,123 @@
+"""Making splitquant known to transformers, without importing it: a hook waits until somebody else does.
+
+transformers looks quantization methods up in two tables of `transformers.quantizers.auto`. Where that module is already
+there, they are filled at once; else a finder on `sys.meta_path` fills them right after the module was executed.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+METHOD = "splitquant"
+AUTO = "transformers.quantizers.auto"
+
+_lock = threading.RLock()
+_failure: Exception | None = None
+
+
+def install() -> None:
+    """Register with transformers now, if it is there, or as soon as it is imported. Calling it again does nothing."""
+    with _lock:
+        if AUTO in sys.modules and getattr(sys.modules[AUTO], "register_quantizer", None) is not None:
+            _register(sys.modules[AUTO])
+        elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+            sys.meta_path.insert(0, _Finder())
+
+
+def registration_failure() -> Exception | None:
+    """Why transformers could not be told about splitquant; None where it was, or was not imported yet."""
+    return _failure
+
+
+def _register(auto: ModuleType) -> None:
+    """Fill the tables; a failure is kept and told to whoever uses them, since importing transformers must not fail."""
+    global _failure  # noqa: PLW0603 - one interpreter has one transformers
+    with _lock:
+        if METHOD in getattr(auto, "AUTO_QUANTIZER_MAPPING", {}):
+            return
+        try:
+            from splitquant.hf.config import SplitQuantConfig  # noqa: PLC0415 - these import transformers
+            from splitquant.hf.quantizer import SplitQuantizer  # noqa: PLC0415
+
+            auto.register_quantization_config(METHOD)(SplitQuantConfig)
+            auto.register_quantizer(METHOD)(SplitQuantizer)
+            _failure = None
+        except Exception as error:
+            _failure = error
+            logging.getLogger(__name__).debug("splitquant could not register with transformers", exc_info=error)
+            _register_refusal(auto, error)
+
+
+def _register_refusal(auto: ModuleType, cause: Exception) -> None:
+    """Let transformers find a configuration that says what is wrong, or it would draw random weights with a warning."""
+
+    class Refusal:
+        """Stands for the configuration and the quantizer and refuses."""
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            raise ImportError(failure_text(cause)) from cause
+
+        @classmethod
+        def from_dict(cls, *_: Any, **__: Any) -> Any:
+            raise ImportError(failure_text(cause)) from cause
+
+    tables = (getattr(auto, name, None) for name in ("AUTO_QUANTIZATION_CONFIG_MAPPING", "AUTO_QUANTIZER_MAPPING"))
+    for table in tables:
+        if isinstance(table, dict):
+            table[METHOD] = Refusal
+
+
+def failure_text(cause: Exception) -> str:
+    """What to tell a user whose transformers does not fit."""
+    version = getattr(sys.modules.get("transformers"), "__version__", "unknown")
+    return (
+        f"splitquant does not work with this transformers (version {version}): {type(cause).__name__}: {cause}; "
+        "install one that fits with: pip install 'splitquant[hf]'"
+    )
+
+
+class _Finder(MetaPathFinder):
+    """Finds `transformers.quantizers.auto` where everybody finds it, and has its loader register afterwards."""
+
+    def __init__(self) -> None:
+        self._searching = threading.local()
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        del path, target
+        if fullname != AUTO or getattr(self._searching, "now", False):
+            return None
+        self._searching.now = True
+        try:
+            spec = find_spec(fullname)
+        finally:
+            self._searching.now = False
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+class _Loader(Loader):
+    """Executes a module as its own loader does, then registers."""
+
+    def __init__(self, inner: Loader) -> None:
+        self._inner = inner
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._inner.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._inner.exec_module(module)
+        _register(module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)

@@ -1,0 +1,81 @@
+"""The `quantization_config` of config.json as a checked value. Normative text: docs/format.md, section 2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from splitquant.core.histogram import Kind
+from splitquant.core.spec import QuantSpec
+from splitquant.errors import SourceError, SpecError
+
+METHOD = "splitquant"
+FORMAT_VERSION = 1
+_KEYS = frozenset({"quant_method", "format_version", "specs", "tensors"})
+_ENTRY_KEYS = frozenset({"spec", "dtype", "axis", "stack"})
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One quantized tensor: by which spec, to which float, its channel axis, and whether it is a stack of matrices."""
+
+    spec: QuantSpec
+    kind: Kind
+    axis: int
+    stack: bool = False
+
+
+def parse_table(config: Mapping[str, Any], file: str = "config.json") -> dict[str, Entry]:
+    """The quantized tensors that a `quantization_config` names; SourceError, naming `file`, for what is not as it must be."""
+    unknown = sorted(set(config) - _KEYS)
+    if unknown:
+        raise SourceError(f"{file}: has the unknown key {unknown[0]!r} in quantization_config")
+    version = config.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise SourceError(
+            f"{file}: has format_version {version!r} and this splitquant reads {FORMAT_VERSION}; "
+            "install the version that wrote it"
+        )
+    try:
+        specs = [QuantSpec.from_dict(item) for item in config["specs"]]
+        return {name: _parse_entry(file, name, item, specs) for name, item in config["tensors"].items()}
+    except (KeyError, TypeError, AttributeError, SpecError) as error:
+        raise SourceError(f"{file}: has a damaged quantization_config ({error}); quantize the model again") from error
+
+
+def _parse_entry(file: str, name: str, item: Mapping[str, Any], specs: list[QuantSpec]) -> Entry:
+    spec, kind, axis, stack = item["spec"], item["dtype"], item["axis"], item.get("stack", False)
+    where = f"{file}: tensor {name!r} in quantization_config"
+    unknown = sorted(set(item) - _ENTRY_KEYS)
+    if unknown:
+        raise SourceError(f"{where} has the unknown key {unknown[0]!r}; expected {', '.join(sorted(_ENTRY_KEYS))}")
+    if type(spec) is not int or not 0 <= spec < len(specs):
+        raise SourceError(f"{where} has spec {spec!r}; expected 0 to {len(specs) - 1}: quantize the model again")
+    if kind not in get_args(Kind):
+        raise SourceError(
+            f"{where} has dtype {kind!r}; expected one of {', '.join(get_args(Kind))}: quantize the model again"
+        )
+    if type(axis) is not int or not isinstance(stack, bool) or axis < int(stack):
+        raise SourceError(
+            f"{where} has axis {axis!r} and stack {stack!r}; expected an axis of the tensor: quantize the model again"
+        )
+    return Entry(specs[spec], kind, axis, stack)
+
+
+def table_to_dict(tensors: Mapping[str, Entry]) -> dict[str, Any]:
+    """The inverse of `parse_table`; specs are listed in the order in which they first occur."""
+    specs: list[QuantSpec] = []
+    items: dict[str, dict[str, Any]] = {}
+    for name, entry in sorted(tensors.items()):
+        if entry.spec not in specs:
+            specs.append(entry.spec)
+        items[name] = {"spec": specs.index(entry.spec), "dtype": entry.kind, "axis": entry.axis}
+        if entry.stack:
+            items[name]["stack"] = True
+    return {
+        "quant_method": METHOD,
+        "format_version": FORMAT_VERSION,
+        "specs": [spec.to_dict() for spec in specs],
+        "tensors": items,
+    }

@@ -1,0 +1,84 @@
+"""From planes to weights: core's kernels on the CPU, plain tensor operations elsewhere, and both give the same bits."""
+
+from __future__ import annotations
+
+import torch
+
+from splitquant.core.affine import levels
+from splitquant.core.kernels import kernels
+from splitquant.core.rows import unpack_row_scale
+from splitquant.core.spec import QuantSpec
+from splitquant.torch.packing import DTYPE_OF_KIND, KIND_OF_DTYPE, Packing, from_numpy, to_numpy
+
+Planes = dict[str, torch.Tensor]
+
+
+def decode(planes: Planes, packing: Packing, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """The whole weight, of `packing.shape`, rounded to `packing.kind` and then to `dtype` (None: not again)."""
+    g = packing.geometry
+    if not packing.stack:
+        return _fold(decode_rows(planes, packing, dtype), g.matrix_shape, g.axis)
+    matrices = []
+    for index in range(g.count):
+        part = {name: plane[index] for name, plane in planes.items() if name != "shape"}
+        matrices.append(_fold(decode_rows(part, packing, dtype), g.matrix_shape, g.axis))
+    return torch.stack(matrices)
+
+
+def decode_rows(planes: Planes, packing: Packing, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Any rows of a weight's matrix, `[rows, cols]`: as many as `codes` has."""
+    stored = DTYPE_OF_KIND[packing.kind]
+    wanted = stored if dtype is None else dtype
+    # Float32 is the last step before every rounding, so only a 16-bit weight has to be rounded to its own dtype first.
+    first = wanted if packing.kind == "fp32" and wanted in KIND_OF_DTYPE else stored
+    decode_on_device = _decode_with_kernels if planes["codes"].device.type == "cpu" else decode_with_torch
+    return decode_on_device(planes, packing.spec, packing.geometry.cols, first).to(wanted)
+
+
+def _decode_with_kernels(planes: Planes, spec: QuantSpec, cols: int, dtype: torch.dtype) -> torch.Tensor:
+    codes = to_numpy(planes["codes"])
+    if len(codes) == 0:
+        return torch.empty(0, cols, dtype=dtype)
+    clusters, row_scale = planes.get("clusters"), planes.get("row_scale")
+    return from_numpy(
+        kernels().dequantize(
+            codes,
+            None if clusters is None else to_numpy(clusters),
+            levels(to_numpy(planes["scale"]), to_numpy(planes["offset"]), spec.bits),
+            None if row_scale is None else unpack_row_scale(to_numpy(row_scale)),
+            spec.group_size(cols),
+            cols,
+            KIND_OF_DTYPE[dtype],
+        )
+    )
+
+
+def decode_with_torch(planes: Planes, spec: QuantSpec, cols: int, dtype: torch.dtype) -> torch.Tensor:
+    """The same by tensor operations, on the device of the planes."""
+    index = _unpack(planes["codes"], cols, spec.bits)
+    if "clusters" in planes:
+        index += _unpack(planes["clusters"], cols, spec.cluster_bits) << spec.bits
+    scale, offset = planes["scale"], planes["offset"]
+    code = torch.arange(1 << spec.bits, dtype=torch.float32, device=scale.device)
+    table = scale[:, None] * code + offset[:, None]
+    values = table.reshape(-1)[index]
+    if "row_scale" in planes:
+        row_scale = planes["row_scale"].float()
+        values = values * row_scale.repeat_interleave(spec.group_size(cols), dim=1)[:, :cols]
+    return values.to(dtype)
+
+
+def _unpack(plane: torch.Tensor, cols: int, bits: int) -> torch.Tensor:
+    """The values of a packed plane, int64 `[rows, cols]`: a value lies in one byte or in two neighbours."""
+    start = torch.arange(cols, device=plane.device) * bits
+    wide = torch.nn.functional.pad(plane, (0, 1)).long()
+    word = wide[:, start >> 3] | (wide[:, (start >> 3) + 1] << 8)
+    return (word >> (start & 7)) & ((1 << bits) - 1)
+
+
+def _fold(matrix: torch.Tensor, shape: tuple[int, ...], axis: int) -> torch.Tensor:
+    """The tensor of `shape` whose matrix with `axis` in front this is."""
+    if axis == 0:
+        return matrix.reshape(shape)
+    moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
+    return matrix.reshape(moved).movedim(0, axis).contiguous()

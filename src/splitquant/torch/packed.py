@@ -1,0 +1,264 @@
+"""`PackedWeight`: a module that takes the place of a weight Parameter and is read like one.
+
+A layer keeps its class and its forward: `linear.weight` is a submodule whose buffers are the planes, so that the names in
+a state_dict are those of the file (`X.weight.codes`), and PyTorch's operations find `__torch_function__` and get the
+decoded weight. That holds for every layer class at once, also for subclasses with a forward of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils._pytree import tree_leaves, tree_map
+
+from splitquant.core.spec import QuantSpec
+from splitquant.core.split import SplitTensor
+from splitquant.torch.decode import decode, decode_rows
+from splitquant.torch.packing import DTYPE_OF_KIND, KIND_OF_DTYPE, Packing, planes_from, quantize_tensor
+
+PLANES = ("codes", "clusters", "scale", "offset", "row_scale")
+_TENSOR_NAMES = frozenset(name for name in dir(torch.Tensor) if not name.startswith("_"))
+# Here the weight follows the dtype of its input; everywhere else it has the dtype of the layer.
+_PRODUCTS = frozenset(
+    {
+        functional.linear,
+        functional.bilinear,
+        functional.conv1d,
+        functional.conv2d,
+        functional.conv3d,
+        functional.conv_transpose1d,
+        functional.conv_transpose2d,
+        functional.conv_transpose3d,
+        torch.addmm,
+        torch.matmul,
+        torch.mm,
+        torch.Tensor.matmul,
+        torch.Tensor.__matmul__,
+    }
+)
+
+
+class PackedWeight(nn.Module):
+    """A quantized weight, packed in memory and decoded anew wherever it is used (an embedding: only the rows looked up).
+
+    Buffers: `codes`, `clusters` (k > 1), `scale`, `offset`, `row_scale` (not for tensor granularity), as in docs/format.md;
+    a cast of the model leaves their dtypes alone and changes `dtype`, in which the weight shows itself.
+    A state_dict also holds `shape`, int64 `[ndim]`.
+    """
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+    offset: torch.Tensor
+
+    def __init__(self, planes: dict[str, torch.Tensor], packing: Packing, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        for name in PLANES:
+            if name in planes:
+                self.register_buffer(name, planes[name])
+        self.packing = packing
+        self._dtype = DTYPE_OF_KIND[packing.kind] if dtype is None else dtype
+        self._is_hf_initialized = True  # transformers must not draw random numbers into it
+
+    @classmethod
+    def from_tensor(
+        cls, tensor: torch.Tensor, spec: QuantSpec, axis: int = 0, dtype: torch.dtype | None = None
+    ) -> PackedWeight:
+        """Quantize a float tensor; TensorError for NaN, infinity or a dtype that is no float."""
+        split = quantize_tensor(tensor, spec, axis)
+        packed = cls.from_split(split, tensor.dtype, dtype)
+        packed.to(tensor.device)
+        return packed
+
+    @classmethod
+    def from_split(cls, split: SplitTensor, source: torch.dtype, dtype: torch.dtype | None = None) -> PackedWeight:
+        """Wrap a SplitTensor that was made from a tensor of dtype `source`."""
+        packing = Packing(split.shape, split.axis, split.spec, KIND_OF_DTYPE.get(source, "fp32"))
+        return cls(planes_from(split), packing, dtype)
+
+    def planes(self) -> dict[str, torch.Tensor]:
+        """The planes by name, `shape` included."""
+        planes = {name: plane for name, plane in self._buffers.items() if plane is not None}
+        return {**planes, "shape": torch.tensor(self.packing.shape, dtype=torch.int64)}
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The weight that the codes stand for, in the stored dtype and then in `dtype` (None: `self.dtype`)."""
+        return decode(self._planes(), self.packing, self._dtype if dtype is None else dtype)
+
+    def forward(self) -> torch.Tensor:
+        """The decoded weight."""
+        return self.dequantize()
+
+    def lookup(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of an embedding, `[*ids.shape, cols]`; only these are decoded."""
+        flat = ids.reshape(-1).to(self.codes.device)
+        per_row = {name: plane for name, plane in self._planes().items() if name in ("codes", "clusters", "row_scale")}
+        rows = {name: plane.index_select(0, flat) for name, plane in per_row.items()}
+        return decode_rows({**self._planes(), **rows}, self.packing, self._dtype).reshape(
+            *ids.shape, self.packing.geometry.cols
+        )
+
+    def same_planes(self, other: PackedWeight) -> bool:
+        """Whether both are the same weight, bit for bit."""
+        mine, theirs = self.planes(), other.planes()
+        return (
+            self.packing == other.packing
+            and mine.keys() == theirs.keys()
+            and all(torch.equal(mine[name], theirs[name]) for name in mine)
+        )
+
+    # How a tensor is asked
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the weight shows itself."""
+        return self._dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the planes are."""
+        return self.codes.device
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the weight."""
+        return torch.Size(self.packing.shape)
+
+    @property
+    def data(self) -> torch.Tensor:
+        """The decoded weight; writing into it changes nothing here."""
+        return self.dequantize()
+
+    requires_grad = False
+    grad = None
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        """The shape, or one number of it."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """To a device: this module, moved. To a dtype: the decoded weight, as a tensor gives; this module stays as it is."""
+        asked: tuple[Any, ...] = torch._C._nn._parse_to(*args, **kwargs)  # noqa: SLF001 - as Module.to itself does
+        device, dtype = asked[:2]
+        if dtype is None:
+            return super().to(*args, **kwargs)
+        return self.dequantize(dtype).to(self.device if device is None else device)
+
+    def float(self) -> Any:
+        """The decoded weight in float32."""
+        return self.dequantize(torch.float32)
+
+    def double(self) -> Any:
+        """The decoded weight in float64."""
+        return self.dequantize(torch.float64)
+
+    def half(self) -> Any:
+        """The decoded weight in float16."""
+        return self.dequantize(torch.float16)
+
+    def bfloat16(self) -> Any:
+        """The decoded weight in bfloat16."""
+        return self.dequantize(torch.bfloat16)
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return self.dequantize()[index]
+
+    def __len__(self) -> int:
+        return self.packing.shape[0]
+
+    def __matmul__(self, other: torch.Tensor) -> torch.Tensor:
+        return self.dequantize(other.dtype) @ other
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in _TENSOR_NAMES and "codes" in self.__dict__.get("_buffers", {}):
+                return getattr(self.dequantize(), name)
+            raise
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation of PyTorch on the decoded weight."""
+        del types
+        kwargs = kwargs or {}
+        if func is functional.embedding:
+            found = _embedding(*args, **kwargs)
+            if found is not None:
+                return found
+        dtype = None
+        if func in _PRODUCTS:
+            floats = [leaf.dtype for leaf in tree_leaves((args, kwargs)) if _is_float_tensor(leaf)]
+            dtype = floats[0] if floats else None
+
+        def decoded(leaf: Any) -> Any:
+            return leaf.dequantize(dtype) if isinstance(leaf, PackedWeight) else leaf
+
+        return func(*tree_map(decoded, args), **tree_map(decoded, kwargs))
+
+    # How a module is moved, stored and printed
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PackedWeight:
+        del recurse  # there are no submodules
+        probe = fn(torch.empty(0, dtype=self._dtype, device=self.device))
+        if probe.is_floating_point():
+            self._dtype = probe.dtype
+        for name, plane in self._buffers.items():
+            if plane is not None:
+                moved = fn(plane)
+                # Levels and row scales are numbers of the file: a cast of the model must not round them.
+                self._buffers[name] = moved if moved.dtype == plane.dtype else plane.to(moved.device)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "shape"] = torch.tensor(self.packing.shape, dtype=torch.int64)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        key = prefix + "shape"
+        if key in unexpected_keys:
+            unexpected_keys.remove(key)
+        if key not in state_dict:
+            if strict:
+                missing_keys.append(key)
+        elif tuple(state_dict[key].tolist()) != self.packing.shape:
+            error_msgs.append(f"{key} is {state_dict[key].tolist()}; expected {list(self.packing.shape)}")
+
+    def extra_repr(self) -> str:
+        return f"{list(self.packing.shape)}, {self.packing.spec}, {self._dtype}"
+
+    def _planes(self) -> dict[str, torch.Tensor]:
+        return {name: plane for name, plane in self._buffers.items() if plane is not None}
+
+
+def _is_float_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+
+
+def _embedding(
+    ids: Any, weight: Any, padding_idx: int | None = None, max_norm: float | None = None, *_: Any, **__: Any
+) -> torch.Tensor | None:
+    """A look-up that decodes only its rows; None where the whole weight is less work or is needed."""
+    del padding_idx  # it matters to gradients only
+    if not isinstance(weight, PackedWeight) or not isinstance(ids, torch.Tensor):
+        return None
+    if max_norm is not None or weight.packing.axis != 0 or ids.numel() > weight.packing.shape[0]:
+        return None
+    return weight.lookup(ids)

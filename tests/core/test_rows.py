@@ -1,0 +1,83 @@
+"""Tensors as matrices, and the scales of their rows."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from splitquant.core.rows import (
+    LARGEST_MAGNITUDE,
+    SMALLEST_ROW_SCALE,
+    from_matrix,
+    inverse_of,
+    matrix_shape,
+    pack_row_scale,
+    row_scale_from,
+    row_scale_kind,
+    to_matrix,
+    unpack_row_scale,
+)
+
+laws = settings(max_examples=100, deadline=None)
+
+
+@laws
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=5).map(tuple), st.data())
+def test_matrix_round_trip(shape, data):
+    """The matrix of a tensor has the slices of its axis as rows, and leads back to the tensor."""
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    matrix = to_matrix(array, axis)
+    assert matrix.shape == matrix_shape(shape, axis)
+    assert matrix.flags.c_contiguous
+    for i in range(shape[axis]):
+        assert np.array_equal(matrix[i], np.take(array, i, axis).reshape(-1))
+    assert np.array_equal(from_matrix(matrix, shape, axis), array)
+
+
+def test_rows_of_axis_0_are_a_view():
+    """No copy is made where the memory already lies in rows."""
+    array = np.zeros((4, 3, 2), np.float32)
+    assert np.shares_memory(to_matrix(array, 0), array)
+
+
+@pytest.mark.parametrize(
+    ("source", "granularity", "kind"),
+    [
+        ("bf16", "channel", "bf16"),
+        ("bf16", "group", "bf16"),
+        ("fp16", "channel", "fp16"),
+        ("fp16", "group", "fp16"),
+        ("fp32", "channel", "fp32"),
+        ("fp32", "group", "bf16"),
+    ],
+)
+def test_stored_dtype_of_row_scales(source, granularity, kind):
+    """A 16-bit source keeps its dtype; float32 keeps it per channel and takes bf16 per group."""
+    assert row_scale_kind(source, granularity) == kind
+
+
+@laws
+@given(st.lists(st.floats(0, LARGEST_MAGNITUDE, width=32), min_size=1, max_size=20))
+def test_row_scales_cover_their_group(values):
+    """A row_scale is at least the largest weight, at most one bf16 step more, and 0 only for zeros."""
+    absmax = np.array([values], np.float32)
+    for kind in ("fp32", "bf16"):
+        scale = row_scale_from(absmax, kind)
+        assert (scale >= absmax).all()
+        assert ((scale == 0) == (absmax == 0)).all()
+        assert ((scale <= absmax * np.float32(1 + 2**-7)) | (scale == SMALLEST_ROW_SCALE)).all()
+        assert np.array_equal(unpack_row_scale(pack_row_scale(scale, kind)), scale)
+        inverse = inverse_of(scale)
+        assert np.isfinite(inverse).all()
+        assert ((inverse == 0) == (scale == 0)).all()
+
+
+def test_row_scales_of_16_bit_sources_are_exact():
+    """Every finite fp16 and bf16 number is its own row_scale (bf16 from 2**-126 to 2**126)."""
+    half = np.arange(0x7C00, dtype=np.uint16).view(np.float16)
+    scale = row_scale_from(half.astype(np.float32)[None], "fp16")
+    assert np.array_equal(pack_row_scale(scale, "fp16")[0], half)
+    patterns = np.arange(0x0080, 0x7E80, dtype=np.uint16)
+    brain = (patterns.astype(np.uint32) << 16).view(np.float32)
+    assert np.array_equal(pack_row_scale(row_scale_from(brain[None], "bf16"), "bf16")[0], patterns)

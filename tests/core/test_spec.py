@@ -1,0 +1,262 @@
+"""What a spec accepts, what it refuses and how it is stored."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from splitquant.core.spec import (
+    CLUSTER_ID_BITS,
+    EMBEDDING,
+    LAYOUTS,
+    MAX_CLUSTERS,
+    PAPER,
+    STRATEGIES,
+    WIDTHS,
+    Granularity,
+    QuantSpec,
+)
+from splitquant.errors import SpecError, SplitQuantError
+
+SPECS = st.builds(
+    QuantSpec,
+    bits=st.integers(2, 8),
+    clusters=st.integers(0, 8),
+    strategy=st.sampled_from(STRATEGIES),
+    granularity=st.one_of(st.sampled_from(["tensor", "channel"]), st.integers(2, 4096).map(lambda n: f"group:{n}")),
+    symmetric=st.booleans(),
+    layout=st.sampled_from(LAYOUTS),
+)
+
+
+@dataclass(frozen=True)
+class Invalid:
+    """Options that make no spec, and what the message must say."""
+
+    name: str
+    options: dict[str, Any]
+    message: str
+
+
+INVALID = [
+    Invalid("bits 1", {"bits": 1}, r"bits is 1; expected 2 to 8"),
+    Invalid("bits 9", {"bits": 9}, r"bits is 9; expected 2 to 8"),
+    Invalid("bits 0", {"bits": 0}, r"bits is 0; expected 2 to 8"),
+    Invalid("bits negative", {"bits": -4}, r"bits is -4"),
+    Invalid("bits text", {"bits": "4"}, r"bits is '4'"),
+    Invalid("bits none", {"bits": None}, r"bits is None"),
+    Invalid("bits true", {"bits": True}, r"bits is True"),
+    Invalid("bits fraction", {"bits": 4.5}, r"bits is 4\.5"),
+    Invalid("bits float", {"bits": 4.0}, r"bits is 4\.0"),
+    Invalid("bits list", {"bits": [4]}, r"bits is \[4\]"),
+    Invalid("clusters 9", {"clusters": 9}, r"clusters is 9; expected 1 to 8"),
+    Invalid("clusters negative", {"clusters": -1}, r"clusters is -1; expected 1 to 8"),
+    Invalid("clusters text", {"clusters": "3"}, r"clusters is '3'"),
+    Invalid("clusters none", {"clusters": None}, r"clusters is None"),
+    Invalid("clusters float", {"clusters": 3.0}, r"clusters is 3\.0"),
+    Invalid("clusters true", {"clusters": True}, r"clusters is True"),
+    Invalid("clusters false", {"clusters": False}, r"clusters is False"),
+    Invalid("clusters list", {"clusters": [1]}, r"clusters is \[1\]"),
+    Invalid(
+        "strategy unknown", {"strategy": "magnitude"}, r"strategy is 'magnitude'; expected one of kmeans, min_error"
+    ),
+    Invalid("strategy none", {"strategy": None}, r"strategy is None"),
+    Invalid("layout unknown", {"layout": "stacked"}, r"layout is 'stacked'; expected one of fused, parallel"),
+    Invalid("layout none", {"layout": None}, r"layout is None"),
+    Invalid("symmetric number", {"symmetric": 1}, r"symmetric is 1; expected true or false"),
+    Invalid("symmetric text", {"symmetric": "yes"}, r"symmetric is 'yes'"),
+    Invalid("symmetric none", {"symmetric": None}, r"symmetric is None"),
+    Invalid(
+        "granularity unknown",
+        {"granularity": "row"},
+        r"granularity is 'row'; expected 'tensor', 'channel' or 'group:N'",
+    ),
+    Invalid("granularity empty", {"granularity": ""}, r"granularity is ''"),
+    Invalid("granularity none", {"granularity": None}, r"granularity is None"),
+    Invalid("granularity number", {"granularity": 32}, r"granularity is 32"),
+    Invalid("group without size", {"granularity": "group"}, r"granularity is 'group'"),
+    Invalid("group empty size", {"granularity": "group:"}, r"granularity is 'group:'"),
+    Invalid("group 0", {"granularity": "group:0"}, r"N of at least 2"),
+    Invalid("group 1", {"granularity": "group:1"}, r"N of at least 2"),
+    Invalid("group negative", {"granularity": "group:-32"}, r"N of at least 2"),
+    Invalid("group fraction", {"granularity": "group:3.5"}, r"N of at least 2"),
+    Invalid("group spaces", {"granularity": "group: 32"}, r"N of at least 2"),
+    Invalid("group superscript", {"granularity": "group:²"}, r"N of at least 2"),
+    Invalid("group other digits", {"granularity": "group:\u0663\u0662"}, r"N of at least 2"),
+    Invalid("group leading zero", {"granularity": "group:032"}, r"N of at least 2"),
+    Invalid("group endless", {"granularity": "group:" + "9" * 5000}, r"N of at least 2"),
+    Invalid("channel with size", {"granularity": "channel:4"}, r"granularity is 'channel:4'"),
+    Invalid("upper case", {"granularity": "Tensor"}, r"granularity is 'Tensor'"),
+]
+
+
+@pytest.mark.parametrize("case", INVALID, ids=lambda case: case.name)
+def test_invalid_options_are_refused(case):
+    """Every option out of its range raises SpecError, a ValueError, that names option and value."""
+    with pytest.raises(SpecError, match=case.message) as caught:
+        QuantSpec(**case.options)
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, SplitQuantError)
+
+
+@pytest.mark.parametrize("case", INVALID, ids=lambda case: case.name)
+def test_invalid_json_is_refused(case):
+    """What the constructor refuses, the JSON reader refuses too."""
+    with pytest.raises(SpecError, match=case.message):
+        QuantSpec.from_dict(case.options)
+
+
+def test_defaults():
+    """A spec without options is INT4, least error, a scale per channel, asymmetric, fused with four clusters."""
+    assert QuantSpec() == QuantSpec(4, 4, "min_error", "channel", symmetric=False, layout="fused")
+
+
+def test_default_clusters_by_layout():
+    """0 clusters means 4 where ids are stored and 3, as in the paper, where parts are."""
+    assert QuantSpec(layout="fused").clusters == 4
+    assert QuantSpec(layout="parallel").clusters == 3
+
+
+def test_paper_preset():
+    """The preset is SplitQuantV2 as published: INT4, three k-means clusters of the tensor, zero in every grid."""
+    assert PAPER.to_dict() == {
+        "bits": 4,
+        "clusters": 3,
+        "strategy": "kmeans",
+        "granularity": "tensor",
+        "symmetric": False,
+        "layout": "parallel",
+    }
+    assert PAPER.zero_in_grid
+
+
+def test_embedding_preset():
+    """Embeddings are plain symmetric INT8 with a scale per row, and store no cluster ids."""
+    assert QuantSpec(8, 1, granularity="channel", symmetric=True) == EMBEDDING
+    assert EMBEDDING.cluster_bits == 0
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_width_facts(bits):
+    """A symmetric grid is centred in the codes and has as many steps to either side as fit without code 0."""
+    width = QuantSpec(bits=bits).width
+    assert width.bits == bits
+    assert width.codes == 2**bits
+    assert width.symmetric_zero == 2 ** (bits - 1)
+    assert width.symmetric_zero - width.symmetric_steps == 1
+    assert width.symmetric_zero + width.symmetric_steps == width.codes - 1
+
+
+def test_widths_are_all_and_read_only():
+    """The table holds 2 to 8 bits, and nobody can change it."""
+    assert list(WIDTHS) == list(range(2, 9))
+    with pytest.raises(TypeError):
+        WIDTHS[9] = WIDTHS[8]
+
+
+def test_cluster_id_bits():
+    """The bits of an id are as docs/format.md says: enough for k ids and one less is too few."""
+    assert [CLUSTER_ID_BITS[k] for k in range(1, MAX_CLUSTERS + 1)] == [0, 1, 2, 2, 3, 3, 3, 3]
+    assert all(2 ** (bits - 1) < k <= 2**bits for k, bits in CLUSTER_ID_BITS.items() if k > 1)
+    with pytest.raises(TypeError):
+        CLUSTER_ID_BITS[9] = 4
+
+
+@pytest.mark.parametrize("text", ["tensor", "channel", "group:2", "group:32", "group:1000"])
+def test_granularity_round_trip(text):
+    """A granularity prints as it is written."""
+    assert str(Granularity.parse(text)) == text
+
+
+@dataclass(frozen=True)
+class Groups:
+    """A granularity, a row, and the row_scales that it must have."""
+
+    granularity: str
+    cols: int
+    size: int
+    groups: int
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Groups("tensor", 64, 0, 0),
+        Groups("channel", 64, 64, 1),
+        Groups("channel", 1, 1, 1),
+        Groups("group:32", 64, 32, 2),
+        Groups("group:32", 65, 32, 3),
+        Groups("group:32", 31, 32, 1),
+        Groups("group:32", 32, 32, 1),
+    ],
+    ids=str,
+)
+def test_groups_of_a_row(case):
+    """A row has one row_scale per begun group, one per channel, none for the tensor."""
+    spec = QuantSpec(granularity=case.granularity)
+    assert (spec.group_size(case.cols), spec.groups(case.cols)) == (case.size, case.groups)
+
+
+@settings(max_examples=100, deadline=None)
+@given(SPECS)
+def test_json_round_trip(spec):
+    """A spec comes back from JSON equal, with every field spelled out."""
+    stored = json.loads(json.dumps(spec.to_dict()))
+    assert QuantSpec.from_dict(stored) == spec
+    assert set(stored) == {"bits", "clusters", "strategy", "granularity", "symmetric", "layout"}
+    assert stored["clusters"] > 0
+
+
+def test_from_dict_fills_defaults():
+    """A stored spec may leave fields out."""
+    assert QuantSpec.from_dict({"bits": 2}) == QuantSpec(bits=2)
+    assert QuantSpec.from_dict({}) == QuantSpec()
+
+
+def test_unknown_key_is_refused():
+    """A key that no field has is an error that names it and the keys there are."""
+    with pytest.raises(SpecError, match=r"unknown key 'width'.*known keys: bits, clusters, granularity"):
+        QuantSpec.from_dict({"bits": 4, "width": 4})
+
+
+def test_specs_are_values():
+    """Specs are frozen, hashable, and equal where their fields are."""
+    assert len({QuantSpec(), QuantSpec(clusters=4), QuantSpec(clusters=3)}) == 2
+    with pytest.raises(AttributeError):
+        QuantSpec().bits = 8
+
+
+def test_numpy_integers_stay_json():
+    """A spec made with NumPy integers is refused, or stores plain ones."""
+    try:
+        spec = QuantSpec(bits=np.int64(4), clusters=np.int64(2))
+    except SpecError:
+        return
+    assert json.loads(json.dumps(spec.to_dict()))["bits"] == 4
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        (QuantSpec(), "INT4 k=4 min_error channel"),
+        (EMBEDDING, "INT8 plain channel symmetric"),
+        (PAPER, "INT4 k=3 kmeans tensor parallel"),
+        (QuantSpec(2, 1, granularity="group:32"), "INT2 plain group:32"),
+    ],
+)
+def test_text_form(spec, text):
+    """A spec in one line, for logs and tables; what is the default goes without saying."""
+    assert str(spec) == text
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("clusters", [1, 2])
+def test_zero_in_grid(clusters, symmetric, layout):
+    """Only the asymmetric grids of several fused clusters may lack zero."""
+    spec = QuantSpec(clusters=clusters, symmetric=symmetric, layout=layout)
+    assert spec.zero_in_grid == (layout == "parallel" or symmetric or clusters == 1)
