@@ -17,6 +17,7 @@ app = typer.Typer(
     name="splitquant",
     help="Plain linear low-bit quantization that works: no GPU, no calibration data, any architecture.",
     no_args_is_help=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

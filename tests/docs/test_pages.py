@@ -1,0 +1,90 @@
+"""What the pages say is what the tree does: figures, commands, links, code."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from tests.folders import tiny_folder
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+
+
+def load(path):
+    """A module by its path."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_command_line_page():
+    """docs/cli.md is the commands' own help; `python tests/docs/cli_page.py` rewrites it."""
+    cli_page = load(ROOT / "tests" / "docs" / "cli_page.py")
+    assert cli_page.PAGE.read_text(encoding="utf-8") == cli_page.page()
+
+
+def test_readme_table():
+    """The README's table is the one that the benchmark wrote."""
+    rows = [line for line in (ROOT / "docs/results/minilm.md").read_text().splitlines() if line.startswith("|")]
+    assert len(rows) > 10
+    assert "\n".join(rows) in README
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links(page):
+    """Every relative link leads to a file."""
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def commands():
+    """The command lines in the README's code blocks."""
+    blocks = re.findall(r"^```\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    lines = [line.removeprefix("$ ").split("#")[0] for block in blocks for line in block.splitlines()]
+    return [line.strip() for line in lines if line.removeprefix("$ ").startswith("splitquant ")]
+
+
+def test_readme_commands(tmp_path, monkeypatch):
+    """The README's commands run, in the order in which they stand."""
+    from typer.testing import CliRunner
+
+    from splitquant.cli.main import app
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("SRC", "all-MiniLM-L6-v2"):
+        tiny_folder(tmp_path / name)
+    assert len(commands()) >= 8
+    for line in commands():
+        verb, *arguments = shlex.split(line)[1:]
+        force = ["--force"] if verb == "quantize" and "--dry-run" not in arguments else []
+        result = CliRunner().invoke(app, [verb, *arguments, *force])
+        assert result.exit_code == 0, (line, result.output)
+
+
+def test_readme_python(tmp_path, monkeypatch):
+    """The README's Python example runs on a model that transformers wrote."""
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    config = transformers.LlamaConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    monkeypatch.chdir(tmp_path)
+    transformers.LlamaForCausalLM(config).save_pretrained("SRC")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained("SRC")
+    (code,) = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert type(names["model"]).__name__ == "LlamaForCausalLM"
+    assert names["tokenizer"]("a")["input_ids"] == [1]
