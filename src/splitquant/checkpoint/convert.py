@@ -19,7 +19,7 @@ from splitquant.checkpoint.carry import config_text, index_text, report_text
 from splitquant.checkpoint.files import Buffers, SourceFile, TargetFile
 from splitquant.checkpoint.folder import Folder, Shard, open_folder
 from splitquant.checkpoint.safetensors import Entry, build_header
-from splitquant.checkpoint.tensor import Streams, fits_one_thread, transform_tensor
+from splitquant.checkpoint.tensor import Streams, is_cut, transform_tensor
 from splitquant.checkpoint.windows import DEFAULT_MAX_MEMORY, MIB, MemoryBudget, most_threads
 from splitquant.checkpoint.workplace import Workplace, check_destination, check_room
 from splitquant.core.kernels import kernels
@@ -153,8 +153,8 @@ def _write_shard(
             budget=budget,
             advance=advance,
         )
-        large = [plan for plan in chosen if not fits_one_thread(plan, budget)]
-        small = sorted((plan for plan in chosen if fits_one_thread(plan, budget)), key=lambda plan: -plan.nbytes)
+        large = [plan for plan in chosen if is_cut(plan, budget)]
+        small = sorted((plan for plan in chosen if not is_cut(plan, budget)), key=lambda plan: -plan.nbytes)
         outcomes = [transform_tensor(plan, streams, pool) for plan in large]
         outcomes += pool.map(lambda plan: transform_tensor(plan, streams, None), small)
     by_name = {outcome.name: outcome for outcome in outcomes}

@@ -105,12 +105,12 @@ def transform_tensor(plan: TensorPlan, streams: Streams, pool: ThreadPoolExecuto
     )
 
 
-def fits_one_thread(plan: TensorPlan, budget: MemoryBudget) -> bool:
-    """Whether one thread can hold the largest matrix of the tensor (else its windows are shared by all threads)."""
+def is_cut(plan: TensorPlan, budget: MemoryBudget) -> bool:
+    """Whether the matrices of a tensor are read in several windows (which all threads then share)."""
     if plan.spec is None:
-        return True
+        return False
     g = geometry(plan.shape, plan.role.axis, plan.role.stack)
-    return budget.fits(g.rows * _row_bytes(plan, plan.spec, g))
+    return g.axis == 0 and not budget.holds_whole(g.rows * _row_bytes(plan, plan.spec, g))
 
 
 def _copy(streams: Streams, name: str) -> Checksum:
@@ -150,18 +150,19 @@ def _quantize_matrix(
 ) -> tuple[list[_Written], Grid]:
     """One matrix: held whole where it fits, else read once to survey it and once more to encode it."""
     row_bytes = _row_bytes(plan, spec, g)
-    if streams.budget.fits(g.rows * row_bytes) and (pool is None or g.axis != 0):
+    nbytes = g.rows * row_bytes
+    if g.axis != 0 and not streams.budget.fits(nbytes):
+        raise SpecError(
+            f"{streams.source.path}: tensor {plan.name!r} has its output channels along axis {plan.role.axis} and has to be held "
+            f"whole ({nbytes / MIB:.0f} MiB); allow more with --max-memory, or use fewer --threads"
+        )
+    if g.axis != 0 or streams.budget.holds_whole(nbytes):
         x = _load(plan, g, index, (0, g.rows), streams)
         rows = scale_rows(x, spec)
         grid = solve(survey(x, rows) if needs_survey(spec) else None, spec)
         written = [_encode(plan, spec, g, index, (0, g.rows), x, rows, grid, streams)]
-        streams.advance(x.size * plan.nbytes // max(1, plan.weights))
+        streams.advance(plan.nbytes // g.count)
         return written, grid
-    if g.axis != 0:
-        raise SpecError(
-            f"{streams.source.path}: tensor {plan.name!r} has its output channels along axis {plan.role.axis} and has to be held "
-            f"whole ({g.rows * row_bytes / MIB:.0f} MiB); allow more with --max-memory, or use fewer --threads"
-        )
     windows = list(streams.budget.windows(g.rows, row_bytes))
     shared: Map = map if pool is None else pool.map
     weight_bytes = plan.nbytes // max(1, plan.weights)

@@ -17,6 +17,7 @@ LEAST_PER_THREAD = 8 * MIB
 WINDOW_BYTES = (
     48 * MIB
 )  # windows of a tensor that is cut: large enough to stream, small enough to share between threads
+WHOLE_BYTES = 2 * WINDOW_BYTES  # a matrix up to this size, with its planes, is read once and held
 DEFAULT_MAX_MEMORY = 1024 * MIB
 
 
@@ -45,6 +46,10 @@ class MemoryBudget:
     def fits(self, nbytes: int) -> bool:
         """Whether one thread may hold that much at once."""
         return nbytes <= self.thread_bytes
+
+    def holds_whole(self, nbytes: int) -> bool:
+        """Whether one thread should: larger matrices are cut, so that the memory does not grow with the model."""
+        return nbytes <= min(self.thread_bytes, WHOLE_BYTES)
 
     def windows(self, rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
         """Row ranges of a matrix whose rows take `row_bytes` each in memory (input and output)."""
