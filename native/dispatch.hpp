@@ -28,7 +28,7 @@ inline std::vector<const Kernels*> available() {
 #ifdef SPLITQUANT_X86
     __builtin_cpu_init();
     // Every CPU that has AVX2 and FMA has F16C, which not every compiler can ask for.
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return sets;
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("pclmul")) return sets;
     sets.push_back(&avx2::kernels);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {

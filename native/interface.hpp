@@ -81,6 +81,7 @@ struct Kernels {
     void (*unpack)(const u8* plane, size rows, size cols, int bits, u8* values);
     void (*dequantize)(Planes in, int bits, size clusters, const float* levels, PerGroup row_scale, size rows,
                        size cols, Kind kind, void* out);
+    bool (*crc32_fold)(const u8* data, size n, u8* folded);  // false: this set has no instruction for it
 };
 
 // Static: every file that includes this must keep its own copy, see variant.hpp.

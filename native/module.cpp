@@ -157,6 +157,13 @@ void dequantize(In<u8, 2> codes, int bits, std::optional<In<u8, 2>> clusters, in
     chosen().load()->dequantize(planes, bits, k, levels.data(), row_scales, rows, cols, kind_from(kind), out.data());
 }
 
+bool crc32_fold(In<u8, 1> data, Out<u8, 1> folded) {
+    require(data.shape(0) >= 64 && data.shape(0) % 64 == 0, "data is no multiple of 64 bytes");
+    require(folded.shape(0) == 64, "folded is not 64 bytes long");
+    nb::gil_scoped_release unlocked;
+    return chosen().load()->crc32_fold(data.data(), data.shape(0), folded.data());
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -176,4 +183,5 @@ NB_MODULE(_native, m) {
     m.def("pack", &pack);
     m.def("unpack", &unpack);
     m.def("dequantize", &dequantize);
+    m.def("crc32_fold", &crc32_fold);
 }

@@ -9,6 +9,7 @@
 #include "absmax.hpp"
 #include "count16.hpp"
 #include "count32.hpp"
+#include "crc32.hpp"
 #include "dequantize.hpp"
 #include "encode.hpp"
 #include "pack.hpp"
@@ -21,7 +22,7 @@ namespace splitquant::SPLITQUANT_ISA {
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    SPLITQUANT_STRING(SPLITQUANT_ISA), absmax, count16, count32, partition, encode, pack_rows, unpack_rows, dequantize,
+    SPLITQUANT_STRING(SPLITQUANT_ISA), absmax, count16, count32, partition, encode, pack_rows, unpack_rows, dequantize, crc32_fold,
 };
 
 }  // namespace splitquant::SPLITQUANT_ISA

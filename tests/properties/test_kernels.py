@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -426,3 +427,11 @@ def test_threads_give_the_same_bytes(isa):
 def test_cluster_id_bits_cover_every_count():
     """The ids of k clusters fit the bits that planes give them."""
     assert all(k <= 1 << bits for k, bits in CLUSTER_ID_BITS.items())
+
+
+@laws
+@given(size=st.integers(0, 400), offset=st.integers(0, 20), seed=st.integers(0, 99))
+def test_crc32(isa, size, offset, seed):
+    """The checksum is that of zlib, for any length and any alignment."""
+    data = np.random.default_rng(seed).integers(0, 256, offset + size, np.uint8)[offset:]
+    assert COMPILED.crc32(data) == TWIN.crc32(data) == zlib.crc32(data.tobytes())

@@ -6,10 +6,16 @@ it was cut. A CRC is a remainder of polynomials over GF(2): crc(A + B) = crc(A) 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitquant.core.kernels import kernels
+
+U8 = NDArray[np.uint8]
 
 _POLYNOMIAL = 0xEDB88320  # of CRC-32, bit-reversed as in zlib
 _ONE = 1 << 31  # the polynomial 1 in that order of bits
@@ -23,9 +29,9 @@ class Checksum:
     nbytes: int
 
     @classmethod
-    def of(cls, data: memoryview | bytes) -> Checksum:
-        """The checksum of one piece."""
-        return cls(zlib.crc32(data), len(data))
+    def of(cls, data: U8) -> Checksum:
+        """The checksum of one piece, uint8 `[n]`."""
+        return cls(kernels().crc32(data), len(data))
 
     def __str__(self) -> str:
         return f"{self.crc:08x}"

@@ -120,7 +120,7 @@ def _copy(streams: Streams, name: str) -> Checksum:
         buffer = streams.buffers.get("raw", min(COPY_BYTES, entry.nbytes - at))
         streams.source.read_into(buffer, entry.start + at)
         streams.target.write(buffer, place.start + at)
-        pieces.append(Checksum.of(buffer.data))
+        pieces.append(Checksum.of(buffer))
         streams.advance(buffer.nbytes)
     return join(pieces)
 
@@ -232,7 +232,7 @@ def _encode(
 def _put(streams: Streams, plan: TensorPlan, plane: str, at: int, data: U8) -> Checksum:
     flat = data.reshape(-1)
     streams.target.write(flat, streams.places[f"{plan.name}.{plane}"].start + at)
-    return Checksum.of(flat.data)
+    return Checksum.of(flat)
 
 
 def _row_bytes(plan: TensorPlan, spec: QuantSpec, g: Geometry) -> int:

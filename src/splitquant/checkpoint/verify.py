@@ -108,8 +108,7 @@ def _check_checksums(quantized: QuantizedFolder, outcome: TensorOutcome) -> int:
     for name in names:
         nbytes = quantized.folder.tensors[name].nbytes
         pieces = (
-            Checksum.of(quantized.read(name, at, min(READ_BYTES, nbytes - at)).data)
-            for at in range(0, nbytes, READ_BYTES)
+            Checksum.of(quantized.read(name, at, min(READ_BYTES, nbytes - at))) for at in range(0, nbytes, READ_BYTES)
         )
         found = str(join(pieces))
         if found != outcome.checksums[name]:

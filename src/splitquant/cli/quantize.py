@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,15 +68,27 @@ def run_quantize(
     with byte_progress("quantizing", plan.source_bytes, quiet=quiet) as advance:
         report = quantize_folder(source, output, recipe, resources, advance)
     _show(report, json_file, quiet=quiet, verbose=verbose, planned=False)
+    if not quiet:
+        _tell(report)
+
+
+def _tell(report: Report) -> None:
+    """How the run went, where the result is, and what to do next."""
     run = report.run
-    if quiet or run is None:
-        return
+    assert run is not None
     taken_up = f", {run.resumed_shards} shards taken up from an interrupted run" if run.resumed_shards else ""
     err.print(
         f"{run.wall_seconds:.2f} s with {run.threads} threads and {run.kernels} kernels, peak memory {size(run.peak_bytes)}{taken_up}",
         soft_wrap=True,
     )
-    err.print(f"written to {output}; next: splitquant verify {source} {output}", soft_wrap=True)
+    if run.kernels == "numpy" and "SPLITQUANT_KERNELS" not in os.environ:
+        err.print(
+            "the compiled kernels are not installed; they are some 50 times faster (reinstall with a C++20 compiler)"
+        )
+    if report.left_out:
+        err.print(f"left out, the same weights in other formats: {', '.join(report.left_out)}", soft_wrap=True)
+    source, destination = shlex.quote(run.source), shlex.quote(run.destination)
+    err.print(f"written to {run.destination}; next: splitquant verify {source} {destination}", soft_wrap=True)
 
 
 def _show(report: Report, json_file: Path | None, *, quiet: bool, verbose: bool, planned: bool) -> None:

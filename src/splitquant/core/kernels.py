@@ -97,6 +97,10 @@ class Kernels(Protocol):
         """`row_scale * levels[cluster, code]` in float32, rounded to nearest even into the dtype of `kind`."""
         ...
 
+    def crc32(self, data: U8) -> int:
+        """The CRC-32 (that of zlib) of a contiguous uint8 array `[n]`."""
+        ...
+
 
 @cache
 def kernels() -> Kernels:

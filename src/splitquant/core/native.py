@@ -7,6 +7,7 @@ by hand (`baseline`, `avx2`, `avx512`); else it is the widest one that the CPU h
 from __future__ import annotations
 
 import os
+import zlib
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from splitquant.core.kernels import F32, F64, I64, U8, Counts32, Matrix, RowErro
 from splitquant.core.spec import CLUSTER_ID_BITS
 from splitquant.errors import SpecError
 
+_FOLD_BYTES = 64
 _KINDS: dict[str, int] = {"uint16": 0, "float16": 1, "float32": 2}
 _CODES_OF_KIND: dict[Kind, int] = {"bf16": 0, "fp16": 1, "fp32": 2}
 _DTYPE_OF_KIND: dict[Kind, DTypeLike] = {"bf16": np.uint16, "fp16": np.float16, "fp32": np.float32}
@@ -133,6 +135,14 @@ class NativeKernels:
             out.view(np.uint16) if kind == "fp16" else out,
         )
         return out
+
+    def crc32(self, data: U8) -> int:
+        whole = len(data) // _FOLD_BYTES * _FOLD_BYTES
+        folded = np.empty(_FOLD_BYTES, np.uint8)
+        if whole == 0 or not _native.crc32_fold(data[:whole], folded):
+            return zlib.crc32(data.data)
+        # The folded block stands for a register that is 0 before it, which zlib calls all ones.
+        return zlib.crc32(data[whole:].data, zlib.crc32(folded.data, 0xFFFFFFFF))
 
 
 def _words(x: Matrix) -> tuple[NDArray[Any], int]:

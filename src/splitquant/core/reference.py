@@ -6,6 +6,7 @@ twin can give the same bits.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -202,6 +203,9 @@ class NumpyKernels:
                 values = values * _spread(row_scale[block], group, cols)
             out[block] = from_float32(values, kind)
         return out
+
+    def crc32(self, data: U8) -> int:
+        return zlib.crc32(data.data)
 
 
 def row_errors(w: F32, w_hat: F32) -> RowErrors:
