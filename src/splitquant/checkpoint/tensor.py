@@ -39,7 +39,7 @@ from splitquant.core.split import (
 from splitquant.errors import SpecError, TensorError
 from splitquant.plan.plan import TensorPlan
 from splitquant.plan.planes import Geometry, geometry, scale_kind_of
-from splitquant.report.outcome import TensorOutcome
+from splitquant.report.outcome import TensorOutcome, outcome_of
 
 COPY_BYTES = 8 * MIB
 
@@ -90,19 +90,7 @@ def transform_tensor(plan: TensorPlan, streams: Streams, pool: ThreadPoolExecuto
                 f"{streams.source.path}: tensor {plan.name!r} {error}; repair the model, or keep this tensor as it is "
                 f"with --exclude {plan.name!r}"
             ) from None
-    return TensorOutcome(
-        name=plan.name,
-        outcome="kept" if plan.spec is None else "quantized",
-        reason=plan.reason,
-        role=plan.role.kind,
-        dtype=plan.dtype,
-        shape=plan.shape,
-        source_bytes=plan.nbytes,
-        stored_bytes=plan.stored_bytes,
-        spec=plan.spec,
-        figures=figures,
-        checksums={name: str(checksum) for name, checksum in checksums.items()},
-    )
+    return outcome_of(plan, figures, {name: str(checksum) for name, checksum in checksums.items()})
 
 
 def is_cut(plan: TensorPlan, budget: MemoryBudget) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from rich.table import Table
 
-from splitquant.plan.plan import Plan, TensorPlan
-from splitquant.report.outcome import Report, TensorOutcome
+from splitquant.plan.plan import Plan
+from splitquant.report.outcome import Report, TensorOutcome, outcome_of
 from splitquant.report.summary import Row, by_outcome, decibels, size, total
 
 
@@ -46,23 +46,7 @@ def tensor_table(tensors: Iterable[TensorOutcome]) -> Table:
 
 def planned_report(plan: Plan) -> Report:
     """A plan in the form of a report: outcomes without figures."""
-    return Report(tuple(_planned(tensor) for tensor in plan.tensors))
-
-
-def _planned(plan: TensorPlan) -> TensorOutcome:
-    return TensorOutcome(
-        name=plan.name,
-        outcome="kept" if plan.spec is None else "quantized",
-        reason=plan.reason,
-        role=plan.role.kind,
-        dtype=plan.dtype,
-        shape=plan.shape,
-        source_bytes=plan.nbytes,
-        stored_bytes=plan.stored_bytes,
-        spec=plan.spec,
-        figures=None,
-        checksums={},
-    )
+    return Report(tuple(outcome_of(tensor) for tensor in plan.tensors))
 
 
 def _cells(row: Row, *, planned: bool) -> list[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 from splitquant.core.error import NO_ERROR, ErrorFigures
 from splitquant.core.spec import QuantSpec
+from splitquant.plan.plan import TensorPlan
 
 REPORT_NAME = "splitquant_report.json"
 REPORT_VERSION = 1
@@ -48,9 +50,8 @@ class TensorOutcome:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        data = asdict(self)
+        data = asdict(replace(self, checksums=dict(self.checksums)))
         data["shape"] = list(self.shape)
-        data["checksums"] = dict(self.checksums)
         return data
 
     @classmethod
@@ -139,6 +140,25 @@ class Report:
         run = data.get("run")
         tensors = tuple(TensorOutcome.from_dict(item) for item in data["tensors"])
         return cls(tensors, None if run is None else Run(**run), tuple(data["left_out"]))
+
+
+def outcome_of(
+    plan: TensorPlan, figures: ErrorFigures | None = None, checksums: Mapping[str, str] = MappingProxyType({})
+) -> TensorOutcome:
+    """What becomes of a tensor by its plan; figures and checksums are there once it was done."""
+    return TensorOutcome(
+        name=plan.name,
+        outcome="kept" if plan.spec is None else "quantized",
+        reason=plan.reason,
+        role=plan.role.kind,
+        dtype=plan.dtype,
+        shape=plan.shape,
+        source_bytes=plan.nbytes,
+        stored_bytes=plan.stored_bytes,
+        spec=plan.spec,
+        figures=figures,
+        checksums=checksums,
+    )
 
 
 def merged_figures(tensors: tuple[TensorOutcome, ...]) -> ErrorFigures:
