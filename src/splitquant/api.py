@@ -57,14 +57,14 @@ def dry_run(
 
 def verify(source: AnyPath, destination: AnyPath, *, max_memory: int | str = DEFAULT_MAX_MEMORY) -> Verified:
     """Hold a quantized folder against its source; VerifyError names the first tensor that is off."""
-    return verify_folder(Path(source), Path(destination), Resources(_bytes(max_memory), 1).budget)
+    return verify_folder(Path(source), Path(destination), Resources(_bytes(max_memory), 1).budget())
 
 
 def dequantize(
     source: AnyPath, destination: AnyPath, *, max_memory: int | str = DEFAULT_MAX_MEMORY, force: bool = False
 ) -> int:
     """Write the plain float folder that a quantized one stands for; returns the bytes of its tensors."""
-    return dequantize_folder(Path(source), Path(destination), Resources(_bytes(max_memory), 1).budget, force=force)
+    return dequantize_folder(Path(source), Path(destination), Resources(_bytes(max_memory), 1).budget(), force=force)
 
 
 def recipe_of(

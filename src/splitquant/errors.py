@@ -15,11 +15,15 @@ from __future__ import annotations
 
 
 class SplitQuantError(Exception):
-    """Root of all expected errors; the command line prints them without a traceback."""
+    """Root of all expected errors; the command line prints them without a traceback and exits with `exit_code`."""
+
+    exit_code = 1
 
 
 class SpecError(SplitQuantError, ValueError):
     """An option, or a combination of options, is not possible."""
+
+    exit_code = 2
 
 
 class TensorError(SplitQuantError, ValueError):

@@ -165,7 +165,7 @@ def test_each_expert_equals_the_2d_result(tmp_path):
 def tiny_windows(monkeypatch, nbytes):
     """Let a thread hold so little that tensors are cut into windows of about that many bytes."""
     monkeypatch.setattr(windows, "WINDOW_BYTES", nbytes)
-    monkeypatch.setattr(MemoryBudget, "thread_bytes", property(lambda _: nbytes))
+    monkeypatch.setattr(windows, "WHOLE_BYTES", nbytes)
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "group:16"])
@@ -237,8 +237,8 @@ def test_threads_do_not_change_the_bytes(tmp_path):
 def test_a_tensor_with_other_channel_axis_needs_room(tmp_path, monkeypatch):
     """A tensor that cannot be cut, because its channels are not its rows, is refused by name where it does not fit."""
     source = write_folder(tmp_path / "m", {"h.0.c_fc.weight": normal(1, 40, 160)}, config={"model_type": "gpt2"})
-    tiny_windows(monkeypatch, 1000)
-    with pytest.raises(SpecError, match=r"'h\.0\.c_fc\.weight' .*--max-memory"):
+    monkeypatch.setattr(MemoryBudget, "thread_bytes", property(lambda _: 1000))
+    with pytest.raises(SpecError, match=r"'h\.0\.c_fc\.weight'.*--max-memory"):
         quantize(source, tmp_path / "q")
     assert not (tmp_path / "q").exists()
 
@@ -518,6 +518,8 @@ QUANTIZED = [
     Quantized("fp8", {"quantization_config": {"quant_method": "fp8"}}, "a.weight_scale_inv", "'fp8'"),
     Quantized("compressed", {"compression_config": {"format": "x"}}, "a.weight", "already quantized"),
     Quantized("fp8 that does not say so", {}, "a.weight_scale_inv", "'a.weight_scale_inv'"),
+    Quantized("nested", {"text_config": {"quantization_config": {"quant_method": "awq"}}}, "a.weight", "'awq'"),
+    Quantized("bitsandbytes that does not say so", {}, "a.SCB", "'a.SCB'"),
     Quantized("gptq that does not say so", {}, "a.qweight", "'a.qweight'"),
     Quantized("mxfp4 that does not say so", {}, "mlp.experts.down_proj_blocks", "_blocks'"),
 ]
@@ -552,10 +554,9 @@ def test_nothing_to_quantize(tmp_path):
 
 
 def test_a_folder_without_tensors(tmp_path):
-    """A file without tensors goes through."""
-    report = quantize(write_folder(tmp_path / "m", {}), tmp_path / "q")
-    assert report.tensors == ()
-    assert read_folder(tmp_path / "q") == {}
+    """A file without tensors is no model, and is refused."""
+    with pytest.raises(SourceError, match="holds no tensors"):
+        quantize(write_folder(tmp_path / "m", {}), tmp_path / "q")
 
 
 def test_source_is_never_written(tmp_path):
@@ -597,3 +598,38 @@ def test_files_stay_open_as_long_as_threads_use_them(tmp_path, monkeypatch):
     with pytest.raises(TensorError):
         quantize_folder(source, tmp_path / "q", Recipe(), Resources(threads=2))
     assert late == []
+
+
+@pytest.mark.parametrize(
+    "scale", ["a.scale_weight", "a.weight_scale", "a.scale", "a.weight.scale", "a.input_scale", "scaled_fp8"]
+)
+def test_fp8_with_a_scale_is_refused(tmp_path, scale):
+    """fp8 weights beside which a scale lies are codes, whatever the scale is called; without one they are plain values."""
+    weight = raw(np.random.default_rng(1).integers(0, 0x70, (32, 64), np.uint8), "F8_E4M3")
+    tensors = {"a.weight": weight, scale: np.float32([0.5])}
+    with pytest.raises(SourceError, match="already quantized weight"):
+        quantize(write_folder(tmp_path / "m", tensors, config=CONFIG), tmp_path / "q")
+    quantize(write_folder(tmp_path / "plain", {"a.weight": weight}, config=CONFIG), tmp_path / "q")
+    assert "a.weight.codes" in read_folder(tmp_path / "q")
+
+
+@pytest.mark.parametrize("plane", ["codes", "clusters", "scale", "offset", "row_scale", "shape"])
+def test_two_tensors_of_one_name_are_refused(tmp_path, plane):
+    """A tensor of the source that is called like a plane would be written over, so both are named."""
+    source = write_folder(
+        tmp_path / "m", {"a.weight": normal(1, 64, 64), f"a.weight.{plane}": np.float32([1])}, config=CONFIG
+    )
+    with pytest.raises(TensorError, match=rf"'a\.weight' and 'a\.weight\.{plane}' would both be stored"):
+        quantize(source, tmp_path / "q")
+    assert not (tmp_path / "q").exists()
+    quantize(source, tmp_path / "q", exclude=["a.weight"])
+    assert read_folder(tmp_path / "q") == read_folder(source)
+
+
+def test_values_that_float16_can_just_hold(tmp_path):
+    """A float16 weight from which a level beyond float16 could come is refused; the largest allowed ones come back finite."""
+    with pytest.raises(TensorError, match="holds 6e\\+04; fp16 magnitudes above"):
+        quantize(write_folder(tmp_path / "m", {"a.weight": np.full((64, 64), 6e4, np.float16)}), tmp_path / "q")
+    values = np.linspace(-32768, 32768, 4096, dtype=np.float16).reshape(64, 64)
+    for spec in (PAPER, QuantSpec(bits=2, clusters=1), QuantSpec(symmetric=True)):
+        assert np.isfinite(quantize_array(values, spec).dequantize("fp16")).all()

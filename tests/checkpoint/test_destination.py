@@ -255,14 +255,14 @@ def test_really_read_only_parent(tmp_path, source):
 @pytest.mark.parametrize("name", ["config.json", "README.md", "splitquant_report.json", "model.safetensors.index.json"])
 def test_small_file_that_cannot_be_written(tmp_path, source, monkeypatch, name):
     """A small file that cannot be written leaves nothing, like a shard."""
-    original = Path.write_text
+    original = Path.open
 
-    def write_text(self, *args, **kwargs):
+    def open_(self, *args, **kwargs):
         if self.name == f"{name}.partial":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr(Path, "open", open_)
     with pytest.raises(DestinationError, match="no room left on the disk"):
         quantize(source, tmp_path / "q")
     assert names(tmp_path) == ["m"]
@@ -329,9 +329,9 @@ def test_old_folder_comes_back_when_the_new_one_cannot_get_its_name(tmp_path, so
 def test_leftovers_of_an_earlier_replacement_are_no_obstacle(tmp_path, source):
     """A folder that was set aside when the machine went down does not stop the next run."""
     old_model(tmp_path / "q")
-    fill(tmp_path / ".q.replaced")
+    fill(tmp_path / ".q.replaced-1")
     quantize(source, tmp_path / "q", force=True)
-    assert names(tmp_path) == ["m", "q"]
+    assert names(tmp_path) == [".q.replaced-1", "m", "q"]
 
 
 def test_two_runs_at_once(tmp_path, source):
@@ -359,16 +359,16 @@ def test_workplace_is_free_after_a_failure(tmp_path, monkeypatch):
     """After a failure the place is free at once, and no descriptor stays open."""
     before = open_descriptors()
     for _ in range(3):
-        with pytest.raises(RuntimeError), Workplace(tmp_path / "q", {}):
+        with pytest.raises(RuntimeError), Workplace(tmp_path / "q", "one"):
             raise RuntimeError
     (tmp_path / ".q.partial").write_text("a file in its way")
     for _ in range(3):
-        with pytest.raises(DestinationError), Workplace(tmp_path / "q", {}):
+        with pytest.raises(DestinationError), Workplace(tmp_path / "q", "one"):
             pass
     (tmp_path / ".q.partial").unlink()
-    monkeypatch.setattr(Path, "write_text", _full_disk)
+    monkeypatch.setattr(Path, "open", _full_disk)
     for _ in range(3):
-        with pytest.raises(DestinationError), Workplace(tmp_path / "q", {}):
+        with pytest.raises(DestinationError), Workplace(tmp_path / "q", "one"):
             pass
     assert open_descriptors() == before
 

@@ -193,3 +193,26 @@ def test_order_of_tensors_is_that_of_the_file(tmp_path):
     """Tensors come in the order of their bytes, not of their names."""
     folder = open_folder(write_folder(tmp_path / "m", {"z": np.zeros(2, np.float32), "a": np.zeros(2, np.float32)}))
     assert list(folder.tensors) == ["z", "a"]
+
+
+def test_index_and_single_file_are_two_models(tmp_path):
+    """A folder that holds a model twice is refused: tools do not agree on which one counts."""
+    folder = write_sharded(tmp_path / "m", split_up(tiny_tensors(), 2), config=CONFIG)
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(A))
+    with pytest.raises(SourceError, match=r"both model\.safetensors and the index"):
+        open_folder(folder)
+
+
+def test_links_are_followed(tmp_path):
+    """Files and folders behind links are carried like others, circles are not walked twice, a link to nothing is refused."""
+    folder = write_folder(tmp_path / "m", A, config=CONFIG)
+    (tmp_path / "blob").write_text("{}")
+    (tmp_path / "pooling").mkdir()
+    (tmp_path / "pooling/config.json").write_text("{}")
+    (folder / "vocab.txt").symlink_to(tmp_path / "blob")
+    (folder / "1_Pooling").symlink_to(tmp_path / "pooling")
+    (folder / "round").symlink_to(folder)
+    assert {"vocab.txt", "1_Pooling/config.json"} <= set(open_folder(folder).other_files)
+    (tmp_path / "blob").unlink()
+    with pytest.raises(SourceError, match=r"vocab\.txt: is a link to a file that is not there"):
+        open_folder(folder)

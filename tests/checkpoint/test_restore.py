@@ -22,7 +22,6 @@ from folders import (
 )
 from splitquant.api import dequantize, dry_run, quantize
 from splitquant.checkpoint import windows
-from splitquant.checkpoint.windows import MemoryBudget
 from splitquant.core.spec import PAPER, QuantSpec
 from splitquant.core.split import quantize_array
 from splitquant.errors import DestinationError, SourceError, SpecError
@@ -76,7 +75,7 @@ def test_windows_do_not_change_the_bytes(tmp_path, monkeypatch, nbytes):
     quantize(tiny_sharded(tmp_path / "m"), tmp_path / "q")
     dequantize(tmp_path / "q", tmp_path / "whole")
     monkeypatch.setattr(windows, "WINDOW_BYTES", nbytes)
-    monkeypatch.setattr(MemoryBudget, "thread_bytes", property(lambda _: nbytes))
+    monkeypatch.setattr(windows, "WHOLE_BYTES", nbytes)
     dequantize(tmp_path / "q", tmp_path / "cut")
     assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
 

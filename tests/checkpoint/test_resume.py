@@ -210,15 +210,14 @@ def test_damaged_workplace_is_not_trusted(tmp_path, source, damage):
     assert tree(tmp_path / "q") == clean(tmp_path, source)
 
 
-def test_foreign_workplace_is_emptied(tmp_path, source):
-    """Whatever lies in the workplace and is not of this run does not get into the output."""
+def test_foreign_files_in_the_way_are_left_alone(tmp_path, source):
+    """A folder under the workplace's name that is not from here is neither emptied nor published."""
     (tmp_path / ".q.partial/sub").mkdir(parents=True)
     (tmp_path / ".q.partial/sub/x").write_text("x")
-    (tmp_path / ".q.partial/y.txt").write_text("y")
-    (tmp_path / ".q.partial/link").symlink_to(tmp_path / "m")
-    quantize(source, tmp_path / "q")
-    assert tree(tmp_path / "q") == clean(tmp_path, source)
-    assert (source / "config.json").is_file()
+    with pytest.raises(DestinationError, match="holds files that are not from here"):
+        quantize(source, tmp_path / "q")
+    assert (tmp_path / ".q.partial/sub/x").read_text() == "x"
+    assert not (tmp_path / "q").exists()
 
 
 def test_leftovers_of_an_interrupted_end_do_not_get_into_the_output(tmp_path, source):
@@ -256,6 +255,18 @@ def test_dequantize_is_taken_up_too(tmp_path, source):
         with pytest.raises(KeyboardInterrupt):
             dequantize(tmp_path / "p", tmp_path / "q")
     told = []
-    restore.dequantize_folder(tmp_path / "p", tmp_path / "q", Resources().budget, advance=told.append)
+    restore.dequantize_folder(tmp_path / "p", tmp_path / "q", Resources().budget(), advance=told.append)
     assert tree(tmp_path / "q") == tree(tmp_path / "f")
     assert sum(told) == sum(len(tensor.data) for tensor in read_folder(tmp_path / "q").values())
+
+
+def test_another_source_with_the_same_times_starts_clean(tmp_path, source):
+    """A copy that was given the times of another model is another model: none of its shards are mixed."""
+    other = tiny_sharded(tmp_path / "other", seed=9)
+    for mine, theirs in zip(sorted(source.glob("*.safetensors")), sorted(other.glob("*.safetensors")), strict=True):
+        stat = mine.stat()
+        os.utime(theirs, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    interrupted(tmp_path, source, 2)
+    report = quantize(other, tmp_path / "q")
+    assert report.run.resumed_shards == 0
+    assert tree(tmp_path / "q") == clean(tmp_path, other)

@@ -560,3 +560,20 @@ def test_closed_pipe_is_no_traceback(source):
     assert done.stdout == "{"
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+def test_inspect_without_a_report(cli, tmp_path, source):
+    """A quantized folder that has lost its report is still shown, without figures."""
+    api.quantize(source, tmp_path / "q")
+    (tmp_path / "q/splitquant_report.json").unlink()
+    done = cli("inspect", tmp_path / "q")
+    assert done.code == 0
+    assert "INT4 k=4 min_error channel" in done.out
+    assert "SQNR" not in done.out.splitlines()[-1]
+
+
+def test_the_folder_one_is_in_is_never_replaced(cli, tmp_path, source, monkeypatch):
+    """`-o .` is refused, with --force too."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    refused(cli("quantize", source, "-o", ".", "--force"), 1, "the folder you are in")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitquant.core.error import NO_ERROR, ErrorFigures
+from splitquant.core.error import NO_ERROR, ErrorFigures, exact_sum
 
 FIGURES = st.builds(
     ErrorFigures,
@@ -67,3 +67,12 @@ def test_relative_and_sqnr_agree(signal, noise):
     """sqnr_db is -20 log10(relative)."""
     figures = ErrorFigures(1, signal, noise, 0.0)
     assert figures.sqnr_db == pytest.approx(-20.0 * math.log10(figures.relative), abs=1e-9)
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.floats(0, 1e30), max_size=30), st.integers(0, 30))
+def test_sums_do_not_depend_on_the_cut(values, cut):
+    """The sum of a list is the sum of its parts' sums, to the last bit, however it is cut."""
+    parts = [*exact_sum(values[:cut]), *exact_sum(values[cut:])]
+    assert math.fsum(parts) == math.fsum(values)
+    assert math.fsum([*values, *(-part for part in exact_sum(values))]) == 0

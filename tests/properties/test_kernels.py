@@ -14,7 +14,7 @@ from splitquant.core.affine import Grid
 from splitquant.core.histogram import LowBits, ValueHistogram
 from splitquant.core.partition import prefix_arrays
 from splitquant.core.reference import NumpyKernels, from_float32, to_float32
-from splitquant.core.rows import LARGEST_MAGNITUDE, inverse_of, row_scale_from, row_scale_kind
+from splitquant.core.rows import LARGEST_FP16, LARGEST_MAGNITUDE, inverse_of, row_scale_from, row_scale_kind
 from splitquant.core.spec import CLUSTER_ID_BITS, QuantSpec
 from splitquant.core.split import kind_of, needs_survey, plane_widths, solve, survey
 
@@ -64,7 +64,7 @@ def matrix_of(kind, flavour, seed, rows, cols):
     """A matrix of the dtype of `kind`, finite."""
     values = values_of(flavour, np.random.default_rng(seed), rows, cols)
     if kind == "fp16":
-        values = np.clip(values, -65504, 65504)
+        values = np.clip(values, -LARGEST_FP16, LARGEST_FP16)
         if flavour == "subnormal":
             values = values * np.float32(2.0**115)
     return from_float32(np.ascontiguousarray(values), kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -36,9 +37,14 @@ def index_text(folder: Folder, plan: Plan) -> str:
     return _json({"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
 
 
-def report_text(report: Report) -> str:
-    """The report file of the output; holds nothing of how the run went."""
-    return _json(replace(report, run=None).to_dict())
+def report_pieces(report: Report) -> Iterator[str]:
+    """The report file of the output, piece by piece, a line per tensor; holds nothing of how the run went."""
+    head = replace(report, run=None, tensors=()).to_dict()
+    yield json.dumps({key: value for key, value in head.items() if key != "tensors"}, indent=2)[:-2]
+    yield ',\n  "tensors": ['
+    for number, tensor in enumerate(report.tensors):
+        yield ("," if number else "") + "\n    " + json.dumps(tensor.to_dict(), ensure_ascii=False)
+    yield "\n  ]\n}\n"
 
 
 def _json(data: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import resource
@@ -10,12 +11,11 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from splitquant import __version__
-from splitquant.checkpoint.carry import config_text, index_text, report_text
+from splitquant.checkpoint.carry import config_text, index_text, report_pieces
 from splitquant.checkpoint.files import Buffers, SourceFile, TargetFile
 from splitquant.checkpoint.folder import Folder, Shard, open_folder
 from splitquant.checkpoint.safetensors import Entry, build_header
@@ -25,9 +25,20 @@ from splitquant.checkpoint.workplace import Workplace, check_destination, check_
 from splitquant.core.kernels import kernels
 from splitquant.errors import SourceError
 from splitquant.plan.plan import Plan, Recipe, TensorPlan, plan_tensors
+from splitquant.plan.table import FORMAT_VERSION
 from splitquant.report.card import CARD_NAME, model_card, original_card_name
 from splitquant.report.outcome import REPORT_NAME, Report, Run, TensorOutcome
 
+_MARKS = (
+    "weight_scale_inv",
+    "weight_scale",
+    "qweight",
+    "qzeros",
+    ".weight_packed",
+    "_blocks",
+    ".weight.absmax",
+    ".SCB",
+)
 _SMALL_FILES_BYTES = 64 * MIB  # room for what is written beside the tensors
 
 
@@ -39,11 +50,10 @@ class Resources:
     threads: int = 0
     force: bool = False
 
-    @property
-    def budget(self) -> MemoryBudget:
-        """The checked memory budget."""
+    def budget(self, tensors: int = 0) -> MemoryBudget:
+        """The checked memory budget for a folder of so many tensors."""
         threads = self.threads or min(processors(), most_threads(self.max_memory_bytes))
-        return MemoryBudget(self.max_memory_bytes, threads)
+        return MemoryBudget(self.max_memory_bytes, threads, tensors)
 
 
 def plan_folder(source: Path, recipe: Recipe) -> tuple[Folder, Plan]:
@@ -66,8 +76,8 @@ def quantize_folder(
     depend on the source and the recipe alone. Raises SourceError, TensorError, SpecError, DestinationError.
     """
     started = time.perf_counter()
-    budget = resources.budget
     folder, plan = plan_folder(source, recipe)
+    budget = resources.budget(len(plan.tensors))
     check_destination(source, destination, resources.force)
     check_room(destination, plan.stored_bytes + _other_bytes(folder) + _SMALL_FILES_BYTES)
     plans = {tensor.name: tensor for tensor in plan.tensors}
@@ -153,8 +163,8 @@ def _write_shard(
             budget=budget,
             advance=advance,
         )
-        large = [plan for plan in chosen if is_cut(plan, budget)]
-        small = sorted((plan for plan in chosen if not is_cut(plan, budget)), key=lambda plan: -plan.nbytes)
+        large = [plan for plan in chosen if is_cut(plan, streams)]
+        small = sorted((plan for plan in chosen if not is_cut(plan, streams)), key=lambda plan: -plan.nbytes)
         outcomes = [transform_tensor(plan, streams, pool) for plan in large]
         outcomes += pool.map(lambda plan: transform_tensor(plan, streams, None), small)
     by_name = {outcome.name: outcome for outcome in outcomes}
@@ -175,7 +185,7 @@ def _write_small_files(folder: Folder, plan: Plan, report: Report, workplace: Wo
         workplace.copy_in(folder.path, [CARD_NAME], renamed)
     if folder.index_name is not None:
         workplace.write_text(folder.index_name, index_text(folder, plan))
-    workplace.write_text(REPORT_NAME, report_text(report))
+    workplace.write_text(REPORT_NAME, report_pieces(report))
     workplace.write_text(CARD_NAME, model_card(report, original, renamed))
     workplace.write_text("config.json", config_text(folder, plan))
 
@@ -184,29 +194,36 @@ def _other_bytes(folder: Folder) -> int:
     return sum((folder.path / name).stat().st_size for name in folder.other_files)
 
 
-def _fingerprint(folder: Folder, plan: Plan) -> dict[str, Any]:
-    stats = {shard.name: (folder.path / shard.name).stat() for shard in folder.shards}
-    return {
-        "version": __version__,
-        "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
-        "metadata": {shard.name: dict(shard.metadata) for shard in folder.shards},
-        "tensors": [asdict(tensor) for tensor in plan.tensors],
-    }
+def _fingerprint(folder: Folder, plan: Plan) -> str:
+    """Whatever decides the bytes of the shards: the version, the very files, and the plan."""
+    digest = hashlib.sha256(f"{__version__} {FORMAT_VERSION}".encode())
+    for shard in folder.shards:
+        path = (folder.path / shard.name).resolve()
+        stat = path.stat()
+        # The times of a copy can be set to those of another file, the time of its last change cannot.
+        identity = (str(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        digest.update(repr((identity, sorted(shard.metadata.items()))).encode(errors="backslashreplace"))
+    for tensor in plan.tensors:
+        digest.update(repr(tensor).encode())
+    return digest.hexdigest()
 
 
 def _refuse_quantized(folder: Folder) -> None:
     """Codes must never be taken for weights: a source that says it is quantized, or looks so, is refused with the remedy."""
-    config = folder.config.get("quantization_config") or folder.config.get("compression_config")
-    if isinstance(config, Mapping):
-        method = config.get("quant_method", "an unknown method")
-        raise SourceError(
-            f"{folder.path}: is already quantized (config.json: quant_method {method!r}); use the float model it was made from"
-            + (", or make a float folder of it with: splitquant dequantize" if method == "splitquant" else "")
-        )
-    for name in folder.tensors:
-        if name.endswith(
-            ("weight_scale_inv", "weight_scale", "qweight", "qzeros", ".weight_packed", "_blocks", ".weight.absmax")
-        ):
+    configs = [folder.config, *(part for part in folder.config.values() if isinstance(part, Mapping))]
+    for config in configs:
+        said = config.get("quantization_config") or config.get("compression_config")
+        if isinstance(said, Mapping):
+            method = said.get("quant_method", "an unknown method")
+            raise SourceError(
+                f"{folder.path}: is already quantized (config.json: quant_method {method!r}); use the float model it was made from"
+                + (", or make a float folder of it with: splitquant dequantize" if method == "splitquant" else "")
+            )
+    fp8 = {name.rpartition(".")[0] for name, entry in folder.tensors.items() if entry.dtype in ("F8_E4M3", "F8_E5M2")}
+    for name, entry in folder.tensors.items():
+        module, _, last = name.rpartition(".")
+        scaled = "scale" in last and (module in fp8 or module.rpartition(".")[0] in fp8)
+        if scaled or name == "scaled_fp8" or entry.dtype == "F8_E8M0" or name.endswith(_MARKS):
             raise SourceError(
                 f"{folder.path / folder.shard_of[name]}: tensor {name!r} is the scale or the codes of an already quantized weight, "
                 "which are not plain values; use the float model it was made from"

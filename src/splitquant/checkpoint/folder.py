@@ -6,6 +6,7 @@ Only headers are read; the model class is never built, so any architecture will 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +16,13 @@ from typing import Any
 from splitquant.checkpoint.safetensors import Entry, read_header
 from splitquant.errors import SourceError
 
-INDEX_NAME = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 # The same weights in other formats; in a quantized folder they would only be float weights again.
 WEIGHT_COPIES = re.compile(
     r"((pytorch_model.*\.bin|tf_model.*\.h5|flax_model.*\.msgpack)(\.index\.json)?|rust_model\.ot|consolidated.*\.(safetensors|pth)"
     r"|.*\.(gguf|onnx|onnx_data|tflite|ckpt))$"
 )
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLES = (".bin", ".pt", ".pth", ".th", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +60,7 @@ def open_folder(path: Path) -> Folder:
         raise SourceError(f"{path}: no such folder")
     if not path.is_dir():
         raise SourceError(f"{path}: is a file; expected a Hugging Face folder (config.json and *.safetensors)")
-    files = sorted(
-        str(p.relative_to(path)) for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path))
-    )
+    files = _files_below(path)
     top = [name for name in files if "/" not in name]
     index_names = [name for name in top if name.endswith(".safetensors.index.json")]
     if len(index_names) > 1:
@@ -69,6 +68,10 @@ def open_folder(path: Path) -> Folder:
             f"{path}: holds {len(index_names)} indexes ({', '.join(index_names)}); expected one: keep the one that is meant"
         )
     index_metadata: Mapping[str, Any] = {}
+    if index_names and SINGLE in top:
+        raise SourceError(
+            f"{path}: holds both {SINGLE} and the index {index_names[0]}, two copies of a model; remove the one that is not meant"
+        )
     if index_names:
         weight_map, index_metadata = _read_index(path / index_names[0])
         shard_names = sorted(set(weight_map.values()))
@@ -80,8 +83,8 @@ def open_folder(path: Path) -> Folder:
     else:
         weight_map = None
         shard_names = [name for name in top if name.endswith(".safetensors")]
-        if len(shard_names) > 1 and "model.safetensors" in shard_names:
-            shard_names = ["model.safetensors"]  # others beside it (adapters, consolidated copies) are carried over
+        if SINGLE in shard_names:
+            shard_names = [SINGLE]  # others beside it are other copies
     if not shard_names:
         raise SourceError(f"{path}: {_why_no_weights(top)}")
     shards = []
@@ -89,6 +92,8 @@ def open_folder(path: Path) -> Folder:
         header = read_header(path / name)
         shards.append(Shard(name, header.entries, header.metadata))
     _check_names(path, shards, weight_map)
+    if not any(shard.entries for shard in shards):
+        raise SourceError(f"{path / shard_names[0]}: holds no tensors; expected the weights of a model")
     claimed = {*shard_names, *index_names, "config.json"}
     return Folder(
         path=path,
@@ -117,7 +122,29 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _is_copy(name: str) -> bool:
-    return WEIGHT_COPIES.fullmatch(name.rsplit("/", 1)[-1]) is not None
+    # A float copy in the output would be what tools find first.
+    return WEIGHT_COPIES.fullmatch(name.rsplit("/", 1)[-1]) is not None or (
+        "/" not in name and name.endswith(".safetensors") and not name.startswith("adapter")
+    )
+
+
+def _files_below(path: Path) -> list[str]:
+    """All files of a folder by their paths below it, through links; SourceError for a link to nothing."""
+    files, seen = [], set()
+    for place, folders, names in os.walk(path, followlinks=True):
+        seen.add(os.path.realpath(place))
+        folders[:] = [name for name in folders if os.path.realpath(Path(place, name)) not in seen]  # no endless circles
+        for name in names:
+            file = Path(place, name)
+            if _is_hidden(file.relative_to(path)):
+                continue
+            if not file.exists():
+                raise SourceError(
+                    f"{file}: is a link to a file that is not there; download it again, or remove the link"
+                )
+            if file.is_file():
+                files.append(str(file.relative_to(path)))
+    return sorted(files)
 
 
 def _is_hidden(relative: Path) -> bool:

@@ -21,7 +21,7 @@ from splitquant.core.split import SplitTensor
 from splitquant.errors import SourceError
 from splitquant.plan.planes import SAFETENSORS_DTYPE, Geometry, Plane, geometry, planes_of, scale_kind_of
 from splitquant.plan.table import METHOD, Entry, parse_table
-from splitquant.report.outcome import REPORT_NAME, Report
+from splitquant.report.outcome import REPORT_NAME, Report, TensorOutcome
 
 U8 = NDArray[np.uint8]
 NUMPY_DTYPE: dict[str, Any] = {"U8": np.uint8, "BF16": np.uint16, "F16": np.float16, "F32": np.float32, "I64": np.int64}
@@ -52,22 +52,56 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class QuantizedFolder:
-    """A checked quantized folder. Every plane that its configuration announces is there, with the right dtype and shape."""
+    """A checked quantized folder. Every plane that its configuration announces is there, with the right dtype and shape.
+
+    tensors: the quantized ones by name; kept: those that are stored as they were.
+    """
 
     folder: Folder
     tensors: Mapping[str, StoredTensor]
-
-    @property
-    def kept(self) -> dict[str, Header]:
-        """The tensors that are stored as they were."""
-        planes = {f"{tensor.name}.{plane.name}" for tensor in self.tensors.values() for plane in tensor.planes}
-        return {name: entry for name, entry in self.folder.tensors.items() if name not in planes}
+    kept: Mapping[str, Header]
 
     @property
     def float_bytes(self) -> int:
         """Bytes of all tensors of the float folder that this one stands for."""
         stored = sum(tensor_bytes(SAFETENSORS_DTYPE[t.kind], t.shape) for t in self.tensors.values())
         return stored + sum(entry.nbytes for entry in self.kept.values())
+
+    def outline(self) -> Report:
+        """What the headers and the configuration tell, without figures, for a folder that has no report."""
+        stored = [
+            TensorOutcome(
+                name=tensor.name,
+                outcome="quantized",
+                reason="",
+                role="other",
+                dtype=SAFETENSORS_DTYPE[tensor.kind],
+                shape=tensor.shape,
+                source_bytes=tensor_bytes(SAFETENSORS_DTYPE[tensor.kind], tensor.shape),
+                stored_bytes=sum(plane.nbytes for plane in tensor.planes),
+                spec=tensor.spec,
+                figures=None,
+                checksums={},
+            )
+            for tensor in self.tensors.values()
+        ]
+        kept = [
+            TensorOutcome(
+                name=name,
+                outcome="kept",
+                reason="as it was",
+                role="other",
+                dtype=entry.dtype,
+                shape=entry.shape,
+                source_bytes=entry.nbytes,
+                stored_bytes=entry.nbytes,
+                spec=None,
+                figures=None,
+                checksums={},
+            )
+            for name, entry in self.kept.items()
+        ]
+        return Report((*stored, *kept))
 
     def report(self) -> Report:
         """The report that was written with the folder; SourceError where it is missing or damaged."""
@@ -125,7 +159,11 @@ def open_quantized(path: Path) -> QuantizedFolder:
             f"{file}: is no splitquant folder (quant_method is {method!r}); expected a folder that 'splitquant quantize' wrote"
         )
     table = parse_table(config, str(file))
-    return QuantizedFolder(folder, {name: _stored_tensor(folder, name, entry) for name, entry in table.items()})
+    tensors = {name: _stored_tensor(folder, name, entry) for name, entry in table.items()}
+    planes = {f"{tensor.name}.{plane.name}" for tensor in tensors.values() for plane in tensor.planes}
+    return QuantizedFolder(
+        folder, tensors, kept={name: entry for name, entry in folder.tensors.items() if name not in planes}
+    )
 
 
 def _stored_tensor(folder: Folder, name: str, entry: Entry) -> StoredTensor:

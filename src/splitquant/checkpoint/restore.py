@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from splitquant import __version__
 from splitquant.checkpoint.files import TargetFile
 from splitquant.checkpoint.folder import Folder, Shard
-from splitquant.checkpoint.quantized import QuantizedFolder, StoredTensor, open_quantized
+from splitquant.checkpoint.quantized import QuantizedFolder, open_quantized
 from splitquant.checkpoint.safetensors import Entry, build_header
 from splitquant.checkpoint.windows import MIB, MemoryBudget
 from splitquant.checkpoint.workplace import Workplace, check_destination, check_room
@@ -36,13 +38,14 @@ def dequantize_folder(
     Raises SourceError and DestinationError.
     """
     quantized = open_quantized(source)
+    budget = replace(budget, tensors=len(quantized.tensors) + len(quantized.kept))
     check_destination(source, destination, force)
     outputs = {shard.name: _outputs(quantized, shard) for shard in quantized.folder.shards}
     headers = {name: build_header(items, _metadata(quantized.folder, name)) for name, items in outputs.items()}
     total = sum(entry.nbytes for _, entries in headers.values() for entry in entries)
     check_room(destination, total + 64 * MIB)
-    stats = [(source / shard.name).stat() for shard in quantized.folder.shards]
-    fingerprint = {"dequantize": [[stat.st_size, stat.st_mtime_ns] for stat in stats]}
+    stats = [(source / shard.name).resolve().stat() for shard in quantized.folder.shards]
+    fingerprint = repr([__version__, *((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats)])
     with Workplace(destination, fingerprint) as workplace:
         for name, (header, entries) in headers.items():
             if workplace.finished(name) is not None:
@@ -82,19 +85,15 @@ def _restore(
             advance(raw.nbytes)
         return
     g = stored.geometry
+    what = f"{quantized.folder.path}: tensor {stored.name!r}"
     matrix_bytes = entry.nbytes // g.count
     for index in range(g.count):
-        for first, last in _windows(stored, budget):
+        for first, last in budget.windows(what, g.rows, 12 * g.cols, can_be_cut=g.axis == 0):
             matrix = quantized.rows(stored, index, first, last).dequantize(stored.kind)
             values = matrix if g.axis == 0 else from_matrix(matrix, g.matrix_shape, g.axis)
             raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
             target.write(raw, entry.start + index * matrix_bytes + first * (matrix_bytes // g.rows))
             advance(raw.nbytes)
-
-
-def _windows(stored: StoredTensor, budget: MemoryBudget) -> list[tuple[int, int]]:
-    g = stored.geometry
-    return list(budget.windows(g.rows, 12 * g.cols)) if g.axis == 0 else [(0, g.rows)]
 
 
 def _metadata(folder: Folder, name: str) -> dict[str, str]:

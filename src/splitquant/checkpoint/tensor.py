@@ -20,23 +20,23 @@ from splitquant.checkpoint.files import U8, Buffers, SourceFile, TargetFile
 from splitquant.checkpoint.safetensors import Entry
 from splitquant.checkpoint.windows import MIB, MemoryBudget
 from splitquant.core.affine import Grid
-from splitquant.core.error import NO_ERROR, ErrorFigures
+from splitquant.core.error import NO_ERROR, ErrorFigures, ErrorSums, figures_of
 from splitquant.core.histogram import ValueHistogram
-from splitquant.core.kernels import Matrix, RowErrors
+from splitquant.core.kernels import Matrix
 from splitquant.core.rows import pack_row_scale, to_matrix
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import (
     RowScales,
     encode_rows,
-    figures_of,
     kind_of,
     needs_survey,
     plane_widths,
     scale_rows,
     solve,
+    sums_of,
     survey,
 )
-from splitquant.errors import SpecError, TensorError
+from splitquant.errors import TensorError
 from splitquant.plan.plan import TensorPlan
 from splitquant.plan.planes import Geometry, geometry, scale_kind_of
 from splitquant.report.outcome import TensorOutcome, outcome_of
@@ -71,7 +71,7 @@ class _Written:
     """What a window put into each plane, by plane name, and the errors of its rows."""
 
     checksums: Mapping[str, Checksum]
-    errors: RowErrors
+    errors: ErrorSums
 
 
 def transform_tensor(plan: TensorPlan, streams: Streams, pool: ThreadPoolExecutor | None) -> TensorOutcome:
@@ -93,12 +93,18 @@ def transform_tensor(plan: TensorPlan, streams: Streams, pool: ThreadPoolExecuto
     return outcome_of(plan, figures, {name: str(checksum) for name, checksum in checksums.items()})
 
 
-def is_cut(plan: TensorPlan, budget: MemoryBudget) -> bool:
+def is_cut(plan: TensorPlan, streams: Streams) -> bool:
     """Whether the matrices of a tensor are read in several windows (which all threads then share)."""
-    if plan.spec is None:
-        return False
-    g = geometry(plan.shape, plan.role.axis, plan.role.stack)
-    return g.axis == 0 and not budget.holds_whole(g.rows * _row_bytes(plan, plan.spec, g))
+    return plan.spec is not None and len(_windows(plan, plan.spec, _geometry(plan), streams)) > 1
+
+
+def _geometry(plan: TensorPlan) -> Geometry:
+    return geometry(plan.shape, plan.role.axis, plan.role.stack)
+
+
+def _windows(plan: TensorPlan, spec: QuantSpec, g: Geometry, streams: Streams) -> list[tuple[int, int]]:
+    what = f"{streams.source.path}: tensor {plan.name!r}"
+    return streams.budget.windows(what, g.rows, _row_bytes(plan, spec, g), can_be_cut=g.axis == 0)
 
 
 def _copy(streams: Streams, name: str) -> Checksum:
@@ -116,7 +122,7 @@ def _copy(streams: Streams, name: str) -> Checksum:
 def _quantize(
     plan: TensorPlan, spec: QuantSpec, streams: Streams, pool: ThreadPoolExecutor | None
 ) -> tuple[dict[str, Checksum], ErrorFigures]:
-    g = geometry(plan.shape, plan.role.axis, plan.role.stack)
+    g = _geometry(plan)
     pieces: dict[str, list[Checksum]] = {}
     figures = NO_ERROR
     for index in range(g.count):
@@ -137,21 +143,14 @@ def _quantize_matrix(
     plan: TensorPlan, spec: QuantSpec, g: Geometry, index: int, streams: Streams, pool: ThreadPoolExecutor | None
 ) -> tuple[list[_Written], Grid]:
     """One matrix: held whole where it fits, else read once to survey it and once more to encode it."""
-    row_bytes = _row_bytes(plan, spec, g)
-    nbytes = g.rows * row_bytes
-    if g.axis != 0 and not streams.budget.fits(nbytes):
-        raise SpecError(
-            f"{streams.source.path}: tensor {plan.name!r} has its output channels along axis {plan.role.axis} and has to be held "
-            f"whole ({nbytes / MIB:.0f} MiB); allow more with --max-memory, or use fewer --threads"
-        )
-    if g.axis != 0 or streams.budget.holds_whole(nbytes):
+    windows = _windows(plan, spec, g, streams)
+    if len(windows) == 1:
         x = _load(plan, g, index, (0, g.rows), streams)
         rows = scale_rows(x, spec)
         grid = solve(survey(x, rows) if needs_survey(spec) else None, spec)
         written = [_encode(plan, spec, g, index, (0, g.rows), x, rows, grid, streams)]
         streams.advance(plan.nbytes // g.count)
         return written, grid
-    windows = list(streams.budget.windows(g.rows, row_bytes))
     shared: Map = map if pool is None else pool.map
     weight_bytes = plan.nbytes // max(1, plan.weights)
     passes = 2 if needs_survey(spec) else 1
@@ -214,7 +213,7 @@ def _encode(
     if rows is not None:
         stored = pack_row_scale(rows.scale, scale_kind_of(kind_of(x.dtype), spec)).view(np.uint8)
         checksums["row_scale"] = _put(streams, plan, "row_scale", first * stored.shape[1], stored)
-    return _Written(checksums, errors)
+    return _Written(checksums, sums_of(errors))
 
 
 def _put(streams: Streams, plan: TensorPlan, plane: str, at: int, data: U8) -> Checksum:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import filecmp
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,11 @@ from splitquant.checkpoint.files import SourceFile
 from splitquant.checkpoint.folder import Folder, open_folder
 from splitquant.checkpoint.quantized import QuantizedFolder, StoredTensor, open_quantized
 from splitquant.checkpoint.windows import MIB, MemoryBudget
-from splitquant.core.error import NO_ERROR, ErrorFigures
-from splitquant.core.kernels import Matrix, RowErrors
+from splitquant.core.error import NO_ERROR, ErrorFigures, ErrorSums, figures_of
+from splitquant.core.kernels import Matrix
 from splitquant.core.reference import row_errors, to_float32
 from splitquant.core.rows import to_matrix
-from splitquant.core.split import figures_of
+from splitquant.core.split import sums_of
 from splitquant.errors import VerifyError
 from splitquant.report.card import CARD_NAME
 from splitquant.report.outcome import REPORT_NAME, Report, TensorOutcome
@@ -41,6 +41,7 @@ def verify_folder(
 ) -> Verified:
     """Verify a quantized folder against its source; VerifyError names the first tensor that is off, and how."""
     folder, quantized = open_folder(source), open_quantized(destination)
+    budget = replace(budget, tensors=len(folder.tensors))
     report = quantized.report()
     _check_inventory(folder, quantized, report)
     checksums = 0
@@ -150,13 +151,15 @@ def recomputed_figures(
     """The error figures of a stored tensor against its source, computed from what is on disk."""
     g, total = stored.geometry, NO_ERROR
     entry = folder.tensors[stored.name]
-    row_bytes = g.cols * (window_bytes_per_weight(entry.dtype) + 16)
+    what = f"{folder.path / folder.shard_of[stored.name]}: tensor {stored.name!r}"
+    row_bytes = g.cols * (
+        window_bytes_per_weight(entry.dtype) + 24
+    )  # weights and decoded ones, their difference, squares
     for index in range(g.count):
-        errors: list[RowErrors] = []
-        windows = budget.windows(g.rows, row_bytes) if g.axis == 0 else iter([(0, g.rows)])
-        for first, last in windows:
+        errors: list[ErrorSums] = []
+        for first, last in budget.windows(what, g.rows, row_bytes, can_be_cut=g.axis == 0):
             w_hat = quantized.rows(stored, index, first, last).dequantize()
-            errors.append(row_errors(to_float32(_source_rows(folder, stored, index, first, last)), w_hat))
+            errors.append(sums_of(row_errors(to_float32(_source_rows(folder, stored, index, first, last)), w_hat)))
         total = total.merge(figures_of(g.rows * g.cols, errors))
     return total
 

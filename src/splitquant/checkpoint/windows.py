@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from splitquant.errors import SpecError
@@ -14,47 +13,58 @@ RESERVE_BYTES = (
 )  # the interpreter, its libraries, headers, histograms and the temporaries of the NumPy kernels
 RESERVE_PER_THREAD = 24 * MIB
 LEAST_PER_THREAD = 8 * MIB
+RESERVE_PER_TENSOR = 10_000  # headers, plan, outcome and their JSON
 WINDOW_BYTES = (
     48 * MIB
 )  # windows of a tensor that is cut: large enough to stream, small enough to share between threads
-WHOLE_BYTES = 2 * WINDOW_BYTES  # a matrix up to this size, with its planes, is read once and held
+WHOLE_BYTES = 2 * WINDOW_BYTES  # a matrix up to this size, with its planes, is read once and held; larger ones never
 DEFAULT_MAX_MEMORY = 1024 * MIB
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """A bound on the peak memory of the process, and how many threads share it."""
+    """A bound on the peak memory of the process, and what shares it: the threads, and the tables of so many tensors."""
 
     max_memory_bytes: int
     threads: int
+    tensors: int = 0
 
     def __post_init__(self) -> None:
         if self.threads < 1:
             raise SpecError(f"threads is {self.threads}; expected at least 1")
-        least = RESERVE_BYTES + self.threads * (RESERVE_PER_THREAD + LEAST_PER_THREAD)
+        least = self._reserve_bytes + self.threads * (RESERVE_PER_THREAD + LEAST_PER_THREAD)
         if self.max_memory_bytes < least:
+            tables = f" and the tables of {self.tensors:,} tensors" if self.tensors else ""
             raise SpecError(
-                f"max-memory is {self.max_memory_bytes / MIB:.0f} MiB; {self.threads} threads need at least "
+                f"max-memory is {self.max_memory_bytes / MIB:.0f} MiB; {self.threads} threads{tables} need at least "
                 f"{least / MIB:.0f} MiB: allow more, or use fewer threads"
             )
 
     @property
+    def _reserve_bytes(self) -> int:
+        return RESERVE_BYTES + self.tensors * RESERVE_PER_TENSOR
+
+    @property
     def thread_bytes(self) -> int:
         """What one thread may hold of a tensor: input and output of its window together."""
-        return (self.max_memory_bytes - RESERVE_BYTES) // self.threads - RESERVE_PER_THREAD
+        return (self.max_memory_bytes - self._reserve_bytes) // self.threads - RESERVE_PER_THREAD
 
-    def fits(self, nbytes: int) -> bool:
-        """Whether one thread may hold that much at once."""
-        return nbytes <= self.thread_bytes
+    def windows(self, what: str, rows: int, row_bytes: int, *, can_be_cut: bool = True) -> list[tuple[int, int]]:
+        """Row ranges of a matrix whose rows take `row_bytes` each in memory (input and output); one where it can be held.
 
-    def holds_whole(self, nbytes: int) -> bool:
-        """Whether one thread should: larger matrices are cut, so that the memory does not grow with the model."""
-        return nbytes <= min(self.thread_bytes, WHOLE_BYTES)
-
-    def windows(self, rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
-        """Row ranges of a matrix whose rows take `row_bytes` each in memory (input and output)."""
+        Raises SpecError, naming `what`, where not even a row (or, if it cannot be cut, the whole) may be held.
+        """
+        least = row_bytes if can_be_cut else rows * row_bytes
+        if least > self.thread_bytes:
+            part = "a row of it" if can_be_cut else "it, since its output channels are not its first axis,"
+            raise SpecError(
+                f"{what}: {part} has to be held whole ({least / MIB:.0f} MiB, of {self.thread_bytes / MIB:.0f} MiB that a thread may "
+                "hold); allow more with --max-memory, or use fewer --threads"
+            )
+        if not can_be_cut or rows * row_bytes <= min(self.thread_bytes, WHOLE_BYTES):
+            return [(0, rows)]
         step = max(1, min(self.thread_bytes, WINDOW_BYTES) // max(1, row_bytes))
-        return ((start, min(start + step, rows)) for start in range(0, rows, step))
+        return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 def most_threads(max_memory_bytes: int) -> int:

@@ -7,11 +7,10 @@ any other run starts clean. A run that fails removes it.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +28,8 @@ _STATE = ".splitquant"  # inside the workplace; removed before the folder is giv
 def check_destination(source: Path, destination: Path, force: bool) -> None:
     """Refuse a destination that exists (without `force`), or that is, holds or lies in the source."""
     src, dst = source.resolve(), destination.resolve()
+    if dst == Path.cwd():
+        raise DestinationError(f"{destination}: is the folder you are in; choose another one with -o")
     if dst == src or src in dst.parents or dst in src.parents:
         raise DestinationError(
             f"{destination}: is, holds or lies in the source {source}; choose a folder beside it with -o"
@@ -68,10 +69,10 @@ class Workplace:
     fingerprint: whatever decides the output's bytes; finished shards are taken up only where it is the same.
     """
 
-    def __init__(self, destination: Path, fingerprint: Mapping[str, Any]) -> None:
+    def __init__(self, destination: Path, fingerprint: str) -> None:
         self.destination = destination
         self.path = destination.absolute().parent / f".{destination.absolute().name}.partial"
-        self._fingerprint = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+        self._fingerprint = fingerprint
         self._lock = -1
         self._published = False
 
@@ -83,13 +84,21 @@ class Workplace:
             raise destination_error(self.path, error) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(self._lock).st_ino != self.path.stat().st_ino:  # removed, and made anew, since it was opened
+                raise BlockingIOError
         except OSError as error:
             os.close(self._lock)
             raise DestinationError(
                 f"{self.destination}: another run is writing it at this moment; wait for it, or choose another place with -o"
             ) from error
+        state = self.path / _STATE
+        if not state.is_dir() and any(self.path.iterdir()):
+            os.close(self._lock)
+            raise DestinationError(
+                f"{self.path}: is needed to write {self.destination}, and holds files that are not from here; move them away, "
+                "or choose another place with -o"
+            )
         try:
-            state = self.path / _STATE
             same = _read_text(state / "fingerprint") == self._fingerprint
             self._clear(keep={_STATE, *self._finished_shards()} if same else set())
             if not same:
@@ -131,13 +140,14 @@ class Workplace:
             raise destination_error(self.path / shard, error) from error
         self.write_text(f"{_STATE}/{shard}.json", json.dumps({"nbytes": nbytes, "result": result}))
 
-    def write_text(self, name: str, text: str) -> None:
-        """Write a small file, complete or not at all."""
+    def write_text(self, name: str, text: str | Iterable[str]) -> None:
+        """Write a small file, whole or in pieces, complete or not at all."""
         path = self.path / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f"{path.name}.partial")
-            temporary.write_text(text, encoding="utf-8")
+            with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+                file.writelines([text] if isinstance(text, str) else text)
             temporary.replace(path)
         except OSError as error:
             raise destination_error(path, error) from error
@@ -161,11 +171,10 @@ class Workplace:
     def publish(self) -> None:
         """Give the complete folder its name; what had that name before is removed only then."""
         destination = self.destination.absolute()
-        aside = destination.parent / f".{destination.name}.replaced"
+        aside = destination.parent / f".{destination.name}.replaced-{os.getpid()}"
         try:
             shutil.rmtree(self.path / _STATE)
             if destination.exists():
-                shutil.rmtree(aside, ignore_errors=True)
                 destination.rename(aside)
             try:
                 self.path.rename(destination)

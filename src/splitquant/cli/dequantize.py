@@ -14,7 +14,7 @@ from splitquant.report.summary import size
 
 def run_dequantize(path: Path, output: Path, max_memory: str, *, force: bool, quiet: bool) -> None:
     """Dequantize with progress; prints where the float folder is."""
-    budget = Resources(parse_bytes(max_memory), threads=1).budget
+    budget = Resources(parse_bytes(max_memory), threads=1).budget()
     total = open_quantized(path).float_bytes
     with byte_progress("dequantizing", total, quiet=quiet) as advance:
         nbytes = dequantize_folder(path, output, budget, force=force, advance=advance)

@@ -10,13 +10,18 @@ from splitquant.checkpoint.quantized import open_quantized
 from splitquant.cli.tables import planned_report, summary_table, tensor_table
 from splitquant.cli.terminal import err, out, write_json
 from splitquant.plan.plan import Recipe
+from splitquant.report.outcome import REPORT_NAME
 
 
 def run_inspect(path: Path, json_file: Path | None) -> None:
     """The tensors of a quantized folder by its report, or what the rules would make of a float folder."""
     config = open_folder(path).config.get("quantization_config")
     quantized = isinstance(config, dict) and config.get("quant_method") == "splitquant"
-    report = open_quantized(path).report() if quantized else planned_report(plan_folder(path, Recipe())[1])
+    if quantized:
+        folder = open_quantized(path)
+        report = folder.report() if (path / REPORT_NAME).exists() else folder.outline()
+    else:
+        report = planned_report(plan_folder(path, Recipe())[1])
     write_json(json_file, report.to_dict())
     if str(json_file) == "-":
         return

@@ -22,8 +22,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-EXIT_CODES = {"SpecError": 2, "InterruptedByUserError": 130}
-
 Source = Annotated[Path, typer.Argument(metavar="SRC", help="Hugging Face folder: config.json and *.safetensors.")]
 Output = Annotated[
     Path, typer.Option("-o", "--output", metavar="DST", help="Folder to write; appears complete or not at all.")
@@ -171,7 +169,7 @@ def run() -> None:
     try:
         app()
     except SplitQuantError as error:
-        _fail(str(error), EXIT_CODES.get(type(error).__name__, 1))
+        _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except BrokenPipeError:

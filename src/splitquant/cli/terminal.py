@@ -24,6 +24,8 @@ err = Console(stderr=True, markup=False, emoji=False, highlight=False)
 class InterruptedByUserError(SplitQuantError):
     """The person at the terminal pressed Ctrl-C."""
 
+    exit_code = 130
+
 
 @contextmanager
 def byte_progress(title: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:

@@ -14,7 +14,7 @@ from splitquant.cli.terminal import byte_progress, err, out
 
 def run_verify(source: Path, quantized: Path, max_memory: str, *, quiet: bool) -> None:
     """Verify with progress; VerifyError (exit 1) names the tensor that is off."""
-    budget = Resources(parse_bytes(max_memory), threads=1).budget
+    budget = Resources(parse_bytes(max_memory), threads=1).budget()
     total = sum(entry.nbytes for entry in open_folder(source).tensors.values())
     with byte_progress("verifying", total, quiet=quiet) as advance:
         verified = verify_folder(source, quantized, budget, advance)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -41,6 +42,37 @@ class ErrorFigures:
         if self.noise == 0.0:
             return 0.0
         return math.sqrt(self.noise / self.signal) if self.signal > 0.0 else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorSums:
+    """The errors of some rows, summed without rounding: signal and noise are floats whose exact sum is meant.
+
+    Exists because a tensor may be treated in windows, and its figures must not depend on how it was cut.
+    """
+
+    signal: tuple[float, ...]
+    noise: tuple[float, ...]
+    max_error: float
+
+
+def exact_sum(values: list[float]) -> tuple[float, ...]:
+    """A few floats with exactly the sum of `values`: the rounded sum, then what rounding lost, and so on."""
+    parts: list[float] = []
+    while (rounded := math.fsum([*values, *(-part for part in parts)])) != 0.0:
+        parts.append(rounded)
+    return tuple(parts)
+
+
+def figures_of(weights: int, sums: Iterable[ErrorSums]) -> ErrorFigures:
+    """Error figures from the sums of all rows, correctly rounded."""
+    parts = list(sums)
+    return ErrorFigures(
+        weights,
+        math.fsum(value for part in parts for value in part.signal),
+        math.fsum(value for part in parts for value in part.noise),
+        max((part.max_error for part in parts), default=0.0),
+    )
 
 
 NO_ERROR = ErrorFigures(0, 0.0, 0.0, 0.0)

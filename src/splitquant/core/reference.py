@@ -198,7 +198,7 @@ class NumpyKernels:
             index = self.unpack(codes[block], cols, count.bit_length() - 1).astype(np.intp)
             if clusters is not None:
                 index += count * self.unpack(clusters[block], cols, CLUSTER_ID_BITS[k]).astype(np.intp)
-            values = levels.reshape(-1)[index]
+            values = np.take(levels.reshape(-1), index, mode="clip")  # a damaged cluster id must not end in a traceback
             if row_scale is not None:
                 values = values * _spread(row_scale[block], group, cols)
             out[block] = from_float32(values, kind)
@@ -217,10 +217,11 @@ def row_errors(w: F32, w_hat: F32) -> RowErrors:
 def _lane_sums(values: F32) -> F64:
     """Per row the float64 sum of squares: 16 interleaved lanes first, then lane 0 to lane 15, each in order."""
     rows, cols = values.shape
-    lanes = np.zeros((rows, LANES))
-    for start in range(0, cols, LANES):
-        piece = values[:, start : start + LANES].astype(np.float64)
-        lanes[:, : piece.shape[1]] += piece * piece
+    squares = np.zeros((rows, -(-cols // LANES) * LANES))
+    np.square(values, out=squares[:, :cols], dtype=np.float64)
+    lanes = np.add.reduce(
+        squares.reshape(rows, -1, LANES), axis=1
+    )  # the lanes are innermost: every one is summed in order
     total = np.zeros(rows)
     for lane in range(LANES):
         total += lanes[:, lane]

@@ -16,6 +16,7 @@ ScaleKind = Literal["bf16", "fp16", "fp32"]
 
 SMALLEST_ROW_SCALE = np.float32(2.0**-126)  # so that the inverse is a finite, normal float32
 LARGEST_MAGNITUDE = 2.0**126  # of a weight: ranges, levels and inverses then stay finite and normal in float32
+LARGEST_FP16 = 2.0**15  # of a float16 weight: a level a little beyond it is still finite in float16
 
 
 def matrix_shape(shape: tuple[int, ...], axis: int) -> tuple[int, int]:

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitquant.core.affine import Grid, grid_for, levels
-from splitquant.core.error import ErrorFigures
+from splitquant.core.error import ErrorFigures, ErrorSums, exact_sum, figures_of
 from splitquant.core.histogram import Kind, LowBits, ValueHistogram
 from splitquant.core.kernels import Matrix, RowErrors, kernels
 from splitquant.core.partition import objective_of, partition
 from splitquant.core.rows import (
+    LARGEST_FP16,
     LARGEST_MAGNITUDE,
     ScaleKind,
     from_matrix,
@@ -62,15 +63,16 @@ def scale_rows(x: Matrix, spec: QuantSpec) -> RowScales | None:
     absmax = kernels().absmax(x, group)
     if not np.isfinite(absmax).all():
         raise TensorError(_NONFINITE)
-    _refuse_huge(float(absmax.max(initial=0.0)))
+    _refuse_huge(float(absmax.max(initial=0.0)), kind_of(x.dtype))
     kind = row_scale_kind(kind_of(x.dtype), "channel" if spec.granularity == "channel" else "group")
     scale = row_scale_from(absmax, kind)
     return RowScales(group, scale, inverse_of(scale))
 
 
-def _refuse_huge(magnitude: float) -> None:
-    if magnitude > LARGEST_MAGNITUDE:
-        raise TensorError(f"holds {magnitude:.3g}; magnitudes above {LARGEST_MAGNITUDE:.3g} cannot be quantized")
+def _refuse_huge(magnitude: float, kind: Kind) -> None:
+    largest = LARGEST_FP16 if kind == "fp16" else LARGEST_MAGNITUDE
+    if magnitude > largest:
+        raise TensorError(f"holds {magnitude:.3g}; {kind} magnitudes above {largest:.3g} cannot be quantized")
 
 
 def needs_survey(spec: QuantSpec) -> bool:
@@ -97,7 +99,7 @@ def solve(histogram: ValueHistogram | None, spec: QuantSpec) -> Grid:
     bins = histogram.bins()
     if len(bins) == 0:
         return grid_for(np.zeros(1), np.zeros(1), spec)
-    _refuse_huge(max(-bins.low[0], bins.high[-1]))
+    _refuse_huge(max(-bins.low[0], bins.high[-1]), histogram.kind)
     borders = partition(bins, spec.clusters, objective_of(spec))
     return grid_for(bins.low[borders[:-1]], bins.high[borders[1:] - 1], spec)
 
@@ -113,13 +115,10 @@ def encode_rows(x: Matrix, rows: RowScales | None, grid: Grid, codes: U8, cluste
     return kernels().encode(x, scale, inverse, group, grid, codes, clusters)
 
 
-def figures_of(weights: int, errors: list[RowErrors]) -> ErrorFigures:
-    """Error figures of a tensor from those of its windows; sums are correctly rounded, so windows do not matter."""
-    return ErrorFigures(
-        weights,
-        math.fsum(value for part in errors for value in part.signal.tolist()),
-        math.fsum(value for part in errors for value in part.noise.tolist()),
-        max((float(part.max_error.max(initial=0.0)) for part in errors), default=0.0),
+def sums_of(errors: RowErrors) -> ErrorSums:
+    """The errors of a window's rows in one value."""
+    return ErrorSums(
+        exact_sum(errors.signal.tolist()), exact_sum(errors.noise.tolist()), float(errors.max_error.max(initial=0.0))
     )
 
 
@@ -219,7 +218,7 @@ def quantize_array(array: NDArray[Any], spec: QuantSpec, axis: int = 0) -> Split
     """Split and quantize an array: uint16 (the bits of bf16), float16, float32 or float64 (rounded to float32).
 
     axis: the output-channel axis, whose slices get a row_scale each. The array is not changed.
-    Raises TensorError for NaN, infinity, magnitudes above 2**126, another dtype, or an axis the array does not have.
+    Raises TensorError for NaN, infinity, magnitudes above 2**126 (fp16: 2**15), another dtype, or an axis the array does not have.
     """
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype == np.float64:
@@ -245,5 +244,5 @@ def quantize_array(array: NDArray[Any], spec: QuantSpec, axis: int = 0) -> Split
         offset=grid.offset,
         row_scale=None if rows is None else rows.scale,
         row_scale_kind=row_scale_kind(kind, "channel" if spec.granularity == "channel" else "group"),
-        figures=figures_of(array.size, [errors]),
+        figures=figures_of(array.size, [sums_of(errors)]),
     )

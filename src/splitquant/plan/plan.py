@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from math import prod
 from typing import Any, Protocol
 
 from splitquant.core.histogram import Kind
 from splitquant.core.spec import EMBEDDING, QuantSpec
-from splitquant.errors import SpecError
+from splitquant.errors import SpecError, TensorError
 from splitquant.plan.planes import KIND_OF_DTYPE, Plane, planes_of
 from splitquant.plan.roles import Role, role_of
 
@@ -57,10 +58,7 @@ class TensorPlan:
     @property
     def weights(self) -> int:
         """How many numbers the tensor has."""
-        total = 1
-        for n in self.shape:
-            total *= n
-        return total
+        return prod(self.shape)
 
     @property
     def kind(self) -> Kind:
@@ -124,7 +122,22 @@ def plan_tensors(tensors: Iterable[TensorHeader], config: Mapping[str, Any], rec
             raise SpecError(
                 f"the pattern {pattern!r} matches none of the {len(tensors)} tensors; see their names with: splitquant inspect"
             )
-    return Plan(tuple(_plan_tensor(tensor, config, recipe) for tensor in tensors))
+    plan = Plan(tuple(_plan_tensor(tensor, config, recipe) for tensor in tensors))
+    _refuse_clashes(plan)
+    return plan
+
+
+def _refuse_clashes(plan: Plan) -> None:
+    """Two tensors must never be stored under one name: a plane of one may be called as the other."""
+    owner: dict[str, str] = {}
+    for tensor in plan.tensors:
+        for name in tensor.stored_names:
+            if name in owner:
+                raise TensorError(
+                    f"tensors {owner[name]!r} and {tensor.name!r} would both be stored as {name!r}; "
+                    f"keep the quantized one as it is with --exclude {owner[name]!r} or --exclude {tensor.name!r}"
+                )
+            owner[name] = tensor.name
 
 
 def _plan_tensor(tensor: TensorHeader, config: Mapping[str, Any], recipe: Recipe) -> TensorPlan:

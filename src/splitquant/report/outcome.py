@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -38,10 +39,7 @@ class TensorOutcome:
     @property
     def weights(self) -> int:
         """How many numbers the tensor has."""
-        total = 1
-        for n in self.shape:
-            total *= n
-        return total
+        return prod(self.shape)
 
     @property
     def bits_per_weight(self) -> float:
