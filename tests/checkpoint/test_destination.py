@@ -388,10 +388,10 @@ def test_descriptors_are_closed(tmp_path, source, monkeypatch):
 def test_target_that_cannot_be_sized_is_closed(tmp_path, monkeypatch):
     """A file that opens and cannot get its size is a DestinationError, and closed."""
 
-    def ftruncate(*_):
+    def reserve(*_):
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
 
-    monkeypatch.setattr(files.os, "ftruncate", ftruncate)
+    monkeypatch.setattr(files, "_reserve", reserve)
     before = open_descriptors()
     with pytest.raises(DestinationError, match="cannot be written"):
         files.TargetFile(tmp_path / "x", 10)

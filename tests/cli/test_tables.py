@@ -5,12 +5,10 @@ from __future__ import annotations
 from io import StringIO
 
 import pytest
-from rich.console import Console
 
 from folders import normal, tiny_folder, write_folder
 from splitquant.api import dry_run, quantize
-from splitquant.cli import terminal
-from splitquant.cli.tables import planned_report, summary_table, tensor_table
+from splitquant.cli.tables import console, planned_report, summary_table, tensor_table
 from splitquant.core.spec import PAPER, QuantSpec
 from splitquant.report.summary import by_outcome
 
@@ -24,11 +22,9 @@ def report(tmp_path_factory):
 
 def rendered(table, width):
     """The lines of a table on a terminal of the given width, without trailing blanks, as the command line prints."""
-    console = Console(
-        width=width, file=StringIO(), color_system=None, markup=terminal.out._markup, emoji=terminal.out._emoji
-    )
-    console.print(table)
-    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+    terminal = console(width=width, file=StringIO(), color_system=None)
+    terminal.print(table)
+    return [line.rstrip() for line in terminal.file.getvalue().splitlines()]
 
 
 @pytest.mark.parametrize("width", [80, 120])

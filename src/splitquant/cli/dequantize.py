@@ -8,7 +8,7 @@ from splitquant.checkpoint.convert import Resources
 from splitquant.checkpoint.quantized import open_quantized
 from splitquant.checkpoint.restore import dequantize_folder
 from splitquant.checkpoint.windows import parse_bytes
-from splitquant.cli.terminal import byte_progress, err
+from splitquant.cli.terminal import byte_progress, say
 from splitquant.report.summary import size
 
 
@@ -19,4 +19,4 @@ def run_dequantize(path: Path, output: Path, max_memory: str, *, force: bool, qu
     with byte_progress("dequantizing", total, quiet=quiet) as advance:
         nbytes = dequantize_folder(path, output, budget, force=force, advance=advance)
     if not quiet:
-        err.print(f"written to {output}: {size(nbytes)} of float tensors", soft_wrap=True)
+        say(f"written to {output}: {size(nbytes)} of float tensors")

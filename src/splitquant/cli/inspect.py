@@ -7,8 +7,8 @@ from pathlib import Path
 from splitquant.checkpoint.convert import plan_folder
 from splitquant.checkpoint.folder import open_folder
 from splitquant.checkpoint.quantized import open_quantized
-from splitquant.cli.tables import planned_report, summary_table, tensor_table
-from splitquant.cli.terminal import err, out, write_json
+from splitquant.cli.tables import planned_report, show, summary_table, tensor_table
+from splitquant.cli.terminal import say, write_json
 from splitquant.plan.plan import Recipe
 from splitquant.report.outcome import REPORT_NAME
 
@@ -26,7 +26,5 @@ def run_inspect(path: Path, json_file: Path | None) -> None:
     if str(json_file) == "-":
         return
     if not quantized:
-        err.print("a float folder; this is what 'splitquant quantize' would do with it:")
-    out.print(tensor_table(report.tensors))
-    out.print()
-    out.print(summary_table(report, planned=not quantized))
+        say("a float folder; this is what 'splitquant quantize' would do with it:")
+    show(tensor_table(report.tensors), summary_table(report, planned=not quantized))

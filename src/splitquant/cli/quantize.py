@@ -10,12 +10,11 @@ from typing import Any
 
 from splitquant.checkpoint.convert import Resources, plan_folder, quantize_folder
 from splitquant.checkpoint.windows import parse_bytes
-from splitquant.cli.tables import planned_report, summary_table, tensor_table
-from splitquant.cli.terminal import byte_progress, check_json_target, err, out, write_json
+from splitquant.cli.terminal import byte_progress, check_json_target, say, write_json
 from splitquant.core.spec import PAPER, QuantSpec
 from splitquant.errors import TensorError
 from splitquant.plan.plan import Plan, Recipe
-from splitquant.report.outcome import Report
+from splitquant.report.outcome import Report, outcome_of
 from splitquant.report.summary import size
 
 
@@ -63,7 +62,7 @@ def run_quantize(
     if strict:
         _refuse_kept(plan)
     if dry_run:
-        _show(planned_report(plan), json_file, quiet=quiet, verbose=verbose, planned=True)
+        _show(Report(tuple(map(outcome_of, plan.tensors))), json_file, quiet=quiet, verbose=verbose, planned=True)
         return
     with byte_progress("quantizing", plan.source_bytes, quiet=quiet) as advance:
         report = quantize_folder(source, output, recipe, resources, advance)
@@ -77,28 +76,25 @@ def _tell(report: Report) -> None:
     run = report.run
     assert run is not None
     taken_up = f", {run.resumed_shards} shards taken up from an interrupted run" if run.resumed_shards else ""
-    err.print(
-        f"{run.wall_seconds:.2f} s with {run.threads} threads and {run.kernels} kernels, peak memory {size(run.peak_bytes)}{taken_up}",
-        soft_wrap=True,
+    say(
+        f"{run.wall_seconds:.2f} s with {run.threads} threads and {run.kernels} kernels, peak memory {size(run.peak_bytes)}{taken_up}"
     )
     if run.kernels == "numpy" and "SPLITQUANT_KERNELS" not in os.environ:
-        err.print(
-            "the compiled kernels are not installed; they are some 50 times faster (reinstall with a C++20 compiler)"
-        )
+        say("the compiled kernels are not installed; they are some 50 times faster (reinstall with a C++20 compiler)")
     if report.left_out:
-        err.print(f"left out, the same weights in other formats: {', '.join(report.left_out)}", soft_wrap=True)
+        say(f"left out, the same weights in other formats: {', '.join(report.left_out)}")
     source, destination = shlex.quote(run.source), shlex.quote(run.destination)
-    err.print(f"written to {run.destination}; next: splitquant verify {source} {destination}", soft_wrap=True)
+    say(f"written to {run.destination}; next: splitquant verify {source} {destination}")
 
 
 def _show(report: Report, json_file: Path | None, *, quiet: bool, verbose: bool, planned: bool) -> None:
     write_json(json_file, report.to_dict())
     if quiet or str(json_file) == "-":
         return
-    if verbose:
-        out.print(tensor_table(report.tensors))
-        out.print()
-    out.print(summary_table(report, planned=planned))
+    from splitquant.cli.tables import show, summary_table, tensor_table
+
+    summary = summary_table(report, planned=planned)
+    show(*([tensor_table(report.tensors), summary] if verbose else [summary]))
 
 
 def _refuse_kept(plan: Plan) -> None:

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from splitquant.plan.plan import Plan
 from splitquant.report.outcome import Report, TensorOutcome, outcome_of
 from splitquant.report.summary import Row, by_outcome, decibels, size, total
+
+
+def console(**options: Any) -> Console:
+    """A console for which patterns and tensor names are text, never markup."""
+    return Console(markup=False, emoji=False, highlight=False, **options)
+
+
+def show(*tables: Table) -> None:
+    """Print tables to standard output, an empty line between them."""
+    # A file or a pipe has no width, and long names get room there.
+    out = console(width=None if sys.stdout.isatty() else 160)
+    for number, table in enumerate(tables):
+        if number:
+            out.print()
+        out.print(table)
 
 
 def summary_table(report: Report, *, planned: bool = False) -> Table:

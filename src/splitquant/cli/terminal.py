@@ -1,4 +1,7 @@
-"""Talk with the person at the terminal: progress on standard error, results on standard output."""
+"""Talk with the person at the terminal: progress on standard error, results on standard output.
+
+rich is imported where something is drawn: a quiet run does not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
 from splitquant.checkpoint.files import destination_error
 from splitquant.errors import DestinationError, SplitQuantError
 
-# Paths, patterns and tensor names are text, never markup.
-# A file or a pipe has no width: tables get room for long tensor names.
-out = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False)
-err = Console(stderr=True, markup=False, emoji=False, highlight=False)
+
+def say(text: str) -> None:
+    """A line for the person, on standard error."""
+    print(text, file=sys.stderr)
 
 
 class InterruptedByUserError(SplitQuantError):
@@ -37,9 +37,12 @@ def byte_progress(title: str, total: int, *, quiet: bool) -> Iterator[Callable[[
 
 
 def _byte_progress(title: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    if quiet or not err.is_terminal:
+    if quiet or not sys.stderr.isatty():
         yield lambda _: None
         return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -47,7 +50,7 @@ def _byte_progress(title: str, total: int, *, quiet: bool) -> Iterator[Callable[
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True, refresh_per_second=4) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as progress:
         task = progress.add_task(title, total=total)
         yield lambda nbytes: progress.advance(task, nbytes)
 

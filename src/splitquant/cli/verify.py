@@ -8,8 +8,8 @@ from splitquant.checkpoint.convert import Resources
 from splitquant.checkpoint.folder import open_folder
 from splitquant.checkpoint.verify import verify_folder
 from splitquant.checkpoint.windows import parse_bytes
-from splitquant.cli.tables import summary_table
-from splitquant.cli.terminal import byte_progress, err, out
+from splitquant.cli.tables import show, summary_table
+from splitquant.cli.terminal import byte_progress, say
 
 
 def run_verify(source: Path, quantized: Path, max_memory: str, *, quiet: bool) -> None:
@@ -19,8 +19,7 @@ def run_verify(source: Path, quantized: Path, max_memory: str, *, quiet: bool) -
     with byte_progress("verifying", total, quiet=quiet) as advance:
         verified = verify_folder(source, quantized, budget, advance)
     if not quiet:
-        out.print(summary_table(verified.report))
-        err.print(
-            f"verified: {verified.tensors} tensors, {verified.checksums} checksums, all error figures recomputed from both folders",
-            soft_wrap=True,
+        show(summary_table(verified.report))
+        say(
+            f"verified: {verified.tensors} tensors, {verified.checksums} checksums, all error figures recomputed from both folders"
         )

@@ -35,6 +35,7 @@ from splitquant.errors import TensorError
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 _UNIT = np.array([1.0])
+FEW_ROWS = 1 << 14
 _NONFINITE = "holds NaN or infinity; such weights cannot be quantized"
 
 
@@ -117,9 +118,13 @@ def encode_rows(x: Matrix, rows: RowScales | None, grid: Grid, codes: U8, cluste
 
 def sums_of(errors: RowErrors) -> ErrorSums:
     """The errors of a window's rows in one value."""
-    return ErrorSums(
-        exact_sum(errors.signal.tolist()), exact_sum(errors.noise.tolist()), float(errors.max_error.max(initial=0.0))
-    )
+    largest = float(errors.max_error.max(initial=0.0))
+    return ErrorSums(_few(errors.signal.tolist()), _few(errors.noise.tolist()), largest)
+
+
+def _few(values: list[float]) -> tuple[float, ...]:
+    # A few thousand floats may stay as they are: summing them without rounding takes three passes.
+    return tuple(values) if len(values) <= FEW_ROWS else exact_sum(values)
 
 
 @dataclass(frozen=True, slots=True)
