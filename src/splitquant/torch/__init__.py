@@ -1,5 +1,31 @@
-"""PyTorch adapter: quantized weights that stay packed in memory and decode themselves where they are used."""
+"""PyTorch: split, quantize and merge a model in memory; quantized weights stay packed and decode where they are used.
 
+Example:
+    >>> import splitquant.torch as sqt, torch
+    >>> model, report = sqt.split(torch.nn.Sequential(torch.nn.Linear(8, 8)))
+    >>> model, report = sqt.merge(model)
+"""
+
+from importlib.util import find_spec
+
+from splitquant.errors import MissingExtraError
+
+if find_spec("torch") is None:
+    raise MissingExtraError("torch", "torch")
+
+from splitquant.torch.convert import SPLIT, merge, quantize, split
+from splitquant.torch.outcome import Converted, ModelReport, ModuleOutcome
 from splitquant.torch.packed import PackedWeight
+from splitquant.torch.split_layer import SplitLayer
 
-__all__ = ["PackedWeight"]
+__all__ = [
+    "SPLIT",
+    "Converted",
+    "ModelReport",
+    "ModuleOutcome",
+    "PackedWeight",
+    "SplitLayer",
+    "merge",
+    "quantize",
+    "split",
+]

@@ -31,8 +31,14 @@ def decode_rows(planes: Planes, packing: Packing, dtype: torch.dtype | None = No
     wanted = stored if dtype is None else dtype
     # Float32 is the last step before every rounding, so only a 16-bit weight has to be rounded to its own dtype first.
     first = wanted if packing.kind == "fp32" and wanted in KIND_OF_DTYPE else stored
-    decode_on_device = _decode_with_kernels if planes["codes"].device.type == "cpu" else decode_with_torch
+    kernels_can = planes["codes"].device.type == "cpu" and not _is_traced()
+    decode_on_device = _decode_with_kernels if kernels_can else decode_with_torch
     return decode_on_device(planes, packing.spec, packing.geometry.cols, first).to(wanted)
+
+
+def _is_traced() -> bool:
+    """Whether operations are being recorded (torch.export, torch.compile, torch.jit.trace), which kernels would escape."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None  # noqa: SLF001 - as torch.jit does
 
 
 def _decode_with_kernels(planes: Planes, spec: QuantSpec, cols: int, dtype: torch.dtype) -> torch.Tensor:
@@ -57,7 +63,7 @@ def decode_with_torch(planes: Planes, spec: QuantSpec, cols: int, dtype: torch.d
     """The same by tensor operations, on the device of the planes."""
     index = _unpack(planes["codes"], cols, spec.bits)
     if "clusters" in planes:
-        index += _unpack(planes["clusters"], cols, spec.cluster_bits) << spec.bits
+        index = index + _unpack(planes["clusters"], cols, spec.cluster_bits) * (1 << spec.bits)
     scale, offset = planes["scale"], planes["offset"]
     code = torch.arange(1 << spec.bits, dtype=torch.float32, device=scale.device)
     table = scale[:, None] * code + offset[:, None]
@@ -72,8 +78,9 @@ def _unpack(plane: torch.Tensor, cols: int, bits: int) -> torch.Tensor:
     """The values of a packed plane, int64 `[rows, cols]`: a value lies in one byte or in two neighbours."""
     start = torch.arange(cols, device=plane.device) * bits
     wide = torch.nn.functional.pad(plane, (0, 1)).long()
-    word = wide[:, start >> 3] | (wide[:, (start >> 3) + 1] << 8)
-    return (word >> (start & 7)) & ((1 << bits) - 1)
+    byte = start // 8
+    word = wide[:, byte] | (wide[:, byte + 1] * 256)
+    return torch.bitwise_right_shift(word, start % 8) & ((1 << bits) - 1)  # by its name: ONNX export knows no `>>`
 
 
 def _fold(matrix: torch.Tensor, shape: tuple[int, ...], axis: int) -> torch.Tensor:

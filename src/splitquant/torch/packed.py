@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import SplitTensor
+from splitquant.errors import TensorError
 from splitquant.torch.decode import decode, decode_rows
 from splitquant.torch.packing import DTYPE_OF_KIND, KIND_OF_DTYPE, Packing, planes_from, quantize_tensor
 
@@ -87,6 +88,15 @@ class PackedWeight(nn.Module):
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The weight that the codes stand for, in the stored dtype and then in `dtype` (None: `self.dtype`)."""
         return decode(self._planes(), self.packing, self._dtype if dtype is None else dtype)
+
+    def zero_point(self) -> torch.Tensor:
+        """The code that means zero, int64 `[k]`; TensorError where the grids need not hold zero (fused, asymmetric)."""
+        spec = self.packing.spec
+        if not spec.zero_in_grid:
+            raise TensorError(f"a {spec} weight has no zero_point: its grids cover each cluster's own range")
+        if spec.symmetric:
+            return torch.full_like(self.scale, spec.width.symmetric_zero, dtype=torch.int64)
+        return torch.where(self.scale > 0, -self.offset / self.scale, 0.0).to(torch.int64)
 
     def forward(self) -> torch.Tensor:
         """The decoded weight."""

@@ -1,0 +1,58 @@
+"""What a module itself holds, read from its registries: attributes may be shadowed, computed or lazy."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from splitquant.torch.packed import PackedWeight
+from splitquant.torch.split_layer import SplitLayer
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Its own parameters by name."""
+    return {name: found for name, found in module._parameters.items() if found is not None}  # noqa: SLF001
+
+
+def own_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Its own buffers by name."""
+    return {name: found for name, found in module._buffers.items() if found is not None}  # noqa: SLF001
+
+
+def packed_weight(module: nn.Module) -> PackedWeight | None:
+    """The packed weight in the place of its weight."""
+    found = dict(module.named_children()).get("weight")
+    return found if isinstance(found, PackedWeight) else None
+
+
+def is_lazy(module: nn.Module) -> bool:
+    """Whether its parameters get their shapes with the first batch."""
+    return any(isinstance(found, nn.UninitializedParameter) for found in own_parameters(module).values())
+
+
+def holds_weights(module: nn.Module) -> bool:
+    """Whether a module itself holds weights: a parameter, a matrix in a buffer, or what it calls a weight."""
+    if isinstance(module, PackedWeight):
+        return False
+    return (
+        bool(own_parameters(module))
+        or any(buffer.ndim >= 2 for buffer in own_buffers(module).values())
+        or isinstance(module, SplitLayer)
+        or packed_weight(module) is not None
+        or parametrize.is_parametrized(module)
+        or callable(getattr(type(module), "weight", None))  # quantized layers of PyTorch itself
+    )
+
+
+def shown_weight(module: nn.Module) -> torch.Tensor | PackedWeight | None:
+    """What a report names the shape and dtype of: the weight, or the largest thing there is."""
+    if isinstance(module, SplitLayer):
+        return module.weights[0]
+    if is_lazy(module):
+        return None
+    parameters = own_parameters(module)
+    found = packed_weight(module) or parameters.get("weight")
+    if found is not None:
+        return found
+    return max([*parameters.values(), *own_buffers(module).values()], key=lambda one: one.numel(), default=None)

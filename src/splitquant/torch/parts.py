@@ -1,0 +1,87 @@
+"""A weight as the sum of k disjoint weights, and back: float parts are masks of the original values, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from splitquant.core.kernels import kernels
+from splitquant.core.rows import to_matrix
+from splitquant.core.split import SplitTensor
+from splitquant.torch.packed import PackedWeight
+
+
+def float_parts(weight: nn.Parameter, split: SplitTensor) -> list[nn.Parameter]:
+    """The original values of each cluster, zero elsewhere: k parameters of the weight's shape, dtype and device.
+
+    LAW: every weight, `-0.0` too, is in one part with its own bits, and `+0.0` in all others, so `rejoin` is exact.
+    """
+    cluster = torch.from_numpy(split.unpacked_clusters()).to(weight.device)
+    original = weight.detach()
+    nothing = torch.zeros((), dtype=original.dtype, device=original.device)
+    return [
+        nn.Parameter(torch.where(cluster == c, original, nothing), requires_grad=weight.requires_grad)
+        for c in range(split.spec.clusters)
+    ]
+
+
+def integer_parts(split: SplitTensor, source: torch.Tensor) -> list[PackedWeight]:
+    """The k integer weights of a tensor whose grids hold zero: packed codes, one scale and one zero_point each.
+
+    LAW: the decoded parts are disjoint and sum to `split.dequantize()` exactly.
+    """
+    spec = replace(split.spec, clusters=1, layout="parallel")
+    packed = []
+    for c, codes in enumerate(split.integer_parts()):
+        plane: Any = to_matrix(codes, split.axis)
+        part = replace(
+            split,
+            spec=spec,
+            codes=kernels().pack(np.ascontiguousarray(plane), spec.bits),
+            clusters=None,
+            scale=split.scale[c : c + 1].copy(),
+            offset=split.offset[c : c + 1].copy(),
+            figures=None,
+        )
+        weight = PackedWeight.from_split(part, source.dtype, source.dtype)
+        weight.to(source.device)
+        packed.append(weight)
+    return packed
+
+
+def values(weights: Sequence[nn.Parameter | PackedWeight]) -> list[torch.Tensor]:
+    """Weights as tensors, decoded where they are packed."""
+    return [weight.dequantize() if isinstance(weight, PackedWeight) else weight for weight in weights]
+
+
+def join(weights: Sequence[nn.Parameter | PackedWeight]) -> torch.Tensor:
+    """The sum of parts as PyTorch adds them, with gradients."""
+    total, *others = values(weights)
+    for other in others:
+        total = total + other
+    return total
+
+
+def rejoin(weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """The weight that parts were cut from, and at how many places more than one part holds a number.
+
+    Where one part does, its bits are taken. Elsewhere (a split model was trained) the sum is, in float64, rounded once.
+    """
+    found = weights[0].detach()
+    holders = (found != 0).to(torch.uint8)
+    for weight in weights[1:]:
+        other = weight.detach()
+        found = torch.where((other != 0) | ((found == 0) & other.signbit()), other, found)
+        holders += other != 0
+    overlap = holders > 1
+    if overlap.any():
+        total = torch.zeros(found.shape, dtype=torch.float64, device=found.device)
+        for weight in weights:
+            total += weight.detach()
+        found = torch.where(overlap, total.to(found.dtype), found)
+    return found, int(overlap.sum())
