@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from splitquant import __version__
-from splitquant.errors import SplitQuantError
+from splitquant.errors import SpecError, SplitQuantError
 
 app = typer.Typer(
     name="splitquant",
@@ -22,9 +22,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Source = Annotated[Path, typer.Argument(metavar="SRC", help="Hugging Face folder: config.json and *.safetensors.")]
+Source = Annotated[
+    Path, typer.Argument(metavar="SRC", help="Hugging Face folder (config.json and *.safetensors), or an .onnx file.")
+]
 Output = Annotated[
-    Path, typer.Option("-o", "--output", metavar="DST", help="Folder to write; appears complete or not at all.")
+    Path, typer.Option("-o", "--output", metavar="DST", help="What to write; appears complete or not at all.")
 ]
 MaxMemory = Annotated[str, typer.Option(metavar="SIZE", help="Bound on the peak memory of the process.")]
 Threads = Annotated[
@@ -43,6 +45,20 @@ class Preset(StrEnum):
 
     best = "best"
     paper = "paper"
+
+
+class Strategy(StrEnum):
+    """How borders between clusters are found."""
+
+    min_error = "min_error"
+    kmeans = "kmeans"
+
+
+class OnnxFormat(StrEnum):
+    """How an ONNX model stores low-bit weights."""
+
+    qdq = "qdq"
+    matmulnbits = "matmulnbits"
 
 
 @app.callback(invoke_without_command=True)
@@ -86,6 +102,9 @@ def quantize(
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Keep these tensors as they are.")
     ] = None,
+    form: Annotated[
+        OnnxFormat, typer.Option("--format", help="Of .onnx: qdq (standard operators) or matmulnbits (ONNX Runtime's).")
+    ] = OnnxFormat.qdq,
     preset: Annotated[
         Preset, typer.Option(help="paper: SplitQuantV2 as published (k=3, kmeans, per tensor, zero in range, INT4).")
     ] = Preset.best,
@@ -100,13 +119,35 @@ def quantize(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Quantize a Hugging Face folder into a low-bit folder that transformers loads.
+    """Quantize a Hugging Face folder into a low-bit folder that transformers loads, or an .onnx file into a low-bit one.
 
     Example: splitquant quantize Llama-3.2-1B -o Llama-3.2-1B-int4
     """
     from splitquant.api import recipe_of
     from splitquant.cli.quantize import Choices, run_quantize
 
+    if source.suffix == ".onnx":
+        from splitquant.cli.onnx_quantize import run_onnx_quantize
+
+        if dry_run or strict:
+            raise SpecError("--dry-run and --strict are for folders; an ONNX model is converted as a whole")
+        choices = Choices(bits, clusters, strategy, granularity, layout or "parallel", symmetric)
+        run_onnx_quantize(
+            source,
+            output,
+            choices.spec(paper=preset is Preset.paper),
+            form=form.value,
+            embeddings=embeddings,
+            include=include or (),
+            exclude=exclude or (),
+            max_memory=max_memory,
+            threads=threads,
+            json_file=json_file,
+            force=force,
+            quiet=quiet,
+            verbose=verbose,
+        )
+        return
     choices = Choices(bits, clusters, strategy, granularity, layout, symmetric)
     run_quantize(
         source,
@@ -116,6 +157,50 @@ def quantize(
         threads=threads,
         dry_run=dry_run,
         strict=strict,
+        json_file=json_file,
+        force=force,
+        quiet=quiet,
+        verbose=verbose,
+    )
+
+
+@app.command()
+def split(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="An ONNX model.")],
+    output: Output,
+    *,
+    clusters: Annotated[int, typer.Option("--clusters", "-k", min=1, max=8, help="Branches per layer.")] = 3,
+    strategy: Annotated[Strategy, typer.Option(help="min_error, or kmeans (the paper).")] = Strategy.min_error,
+    granularity: Annotated[str, typer.Option(help="channel, tensor or group:N of the quantizer to come.")] = "channel",
+    include: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Split these nodes or weights (wins over all rules).")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Keep these nodes or weights as they are.")
+    ] = None,
+    max_memory: MaxMemory = "1GiB",
+    threads: Threads = 0,
+    json_file: Json = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Split each layer of an ONNX model into float branches, for another tool's quantizer to take over.
+
+    Example: splitquant split model.onnx -o split.onnx
+    """
+    from splitquant.cli.onnx_split import run_onnx_split
+    from splitquant.core.spec import QuantSpec
+
+    spec = QuantSpec(clusters=clusters, strategy=strategy.value, granularity=granularity, layout="parallel")
+    run_onnx_split(
+        source,
+        output,
+        spec,
+        include=include or (),
+        exclude=exclude or (),
+        max_memory=max_memory,
+        threads=threads,
         json_file=json_file,
         force=force,
         quiet=quiet,
@@ -138,12 +223,26 @@ def inspect(
 @app.command()
 def verify(
     source: Source,
-    quantized: Annotated[Path, typer.Argument(metavar="DST", help="The quantized folder made from SRC.")],
+    quantized: Annotated[Path, typer.Argument(metavar="DST", help="What was made from SRC.")],
     *,
+    inputs: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Of .onnx: an .npz file with the model's inputs (else made up).")
+    ] = None,
+    min_sqnr: Annotated[
+        float | None, typer.Option(metavar="DB", help="Of .onnx: fail if an output has a lower SQNR.")
+    ] = None,
     max_memory: MaxMemory = "1GiB",
     quiet: Quiet = False,
 ) -> None:
-    """Re-read both folders: nothing missing, every checksum right, every error figure recomputed. Exit 1 if not."""
+    """Hold a result against its source; exit 1 if anything is off.
+
+    Folders: nothing missing, every checksum right, every error figure recomputed. ONNX: both models run and are compared.
+    """
+    if source.suffix == ".onnx":
+        from splitquant.cli.onnx_verify import run_onnx_verify
+
+        run_onnx_verify(source, quantized, inputs=inputs, min_sqnr=min_sqnr, quiet=quiet)
+        return
     from splitquant.cli.verify import run_verify
 
     run_verify(source, quantized, max_memory, quiet=quiet)

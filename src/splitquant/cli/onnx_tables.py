@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from splitquant.cli.terminal import err, out, write_json
+from splitquant.cli.tables import show
+from splitquant.cli.terminal import say, write_json
 from splitquant.onnx.report import OnnxReport
 from splitquant.report.summary import decibels, size
 
@@ -17,15 +18,15 @@ def show_report(report: OnnxReport, output: Path, json_file: Path | None, *, qui
     write_json(json_file, report.to_dict())
     if quiet or str(json_file) == "-":
         return
-    out.print(_table(report, verbose=verbose))
+    show(_table(report, verbose=verbose))
     if not verbose:
         for reason, count in Counter(node.reason for node in report.kept).most_common():
-            out.print(f"kept: {count} x {reason}", soft_wrap=True)
+            say(f"kept: {count} x {reason}")
     for note in report.notes:
-        err.print(f"note: {note}", soft_wrap=True)
+        say(f"note: {note}")
     total = size(sum(node.source_bytes for node in report.nodes)), size(sum(node.stored_bytes for node in report.nodes))
-    err.print(f"{len(report.converted)} nodes converted; weights {total[0]} before, {total[1]} after", soft_wrap=True)
-    err.print(f"written to {output}; next: splitquant verify SRC {output}", soft_wrap=True)
+    say(f"{len(report.converted)} nodes converted; weights {total[0]} before, {total[1]} after")
+    say(f"written to {output}; next: splitquant verify SRC {output}")
 
 
 def _table(report: OnnxReport, *, verbose: bool) -> Table:

@@ -8,7 +8,8 @@ import numpy as np
 from rich.table import Table
 
 import splitquant.onnx as sqo
-from splitquant.cli.terminal import err, out
+from splitquant.cli.tables import show
+from splitquant.cli.terminal import say
 from splitquant.errors import SourceError
 from splitquant.report.summary import decibels
 
@@ -27,14 +28,13 @@ def run_onnx_verify(source: Path, converted: Path, *, inputs: Path | None, min_s
         table.add_column(column, justify="right")
     for one in result.outputs:
         table.add_row(one.name, decibels(one.sqnr_db), f"{one.cosine:.6f}", f"{one.max_error:.3g}")
-    out.print(table)
+    show(table)
     if result.branches:
-        err.print(
+        say(
             f"{result.branches} low-bit branches: {result.in_kernels} use a low-bit kernel of ONNX Runtime, "
             f"{result.dequantized} are dequantized in every run, {result.folded} once at load",
-            soft_wrap=True,
         )
-    err.print("the onnx checker accepts the model", soft_wrap=True)
+    say("the onnx checker accepts the model")
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

@@ -1,0 +1,339 @@
+"""One weight from where it is stored to its parts: survey, solve, encode, in windows of output channels.
+
+The mathematics is that of `splitquant.core`; here are only the order of axes and the packing that ONNX wants. Windows
+begin at multiples of eight channels, so that codes of 2 and 4 bits begin at whole bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from splitquant.checkpoint.files import Buffers
+from splitquant.checkpoint.windows import MemoryBudget
+from splitquant.core.affine import Grid
+from splitquant.core.error import ErrorFigures, ErrorSums, figures_of
+from splitquant.core.histogram import ValueHistogram
+from splitquant.core.kernels import Matrix, kernels
+from splitquant.core.rows import inverse_of, to_matrix
+from splitquant.core.split import (
+    RowScales,
+    encode_rows,
+    needs_survey,
+    plane_widths,
+    scale_rows,
+    solve,
+    sums_of,
+    survey,
+)
+from splitquant.errors import TensorError
+from splitquant.onnx.dtypes import converted, numpy_of
+from splitquant.onnx.forms import Form
+from splitquant.onnx.scopes import Constant
+from splitquant.onnx.sink import Place
+from splitquant.onnx.transpose import transposed
+
+U8 = NDArray[np.uint8]
+F32 = NDArray[np.float32]
+_CHUNK_WEIGHTS = 1 << 19  # what is worked on at a time: small enough for the caches
+_WORK_BYTES = 24  # per weight of such a chunk, generously
+_STEP = 8
+_SURVEY_CHUNKS = 8  # a survey needs no scratch memory, and each one's histogram costs a merge
+_SCRATCH = Buffers()  # each thread converts one weight at a time, in the same memory
+
+
+@dataclass(frozen=True, slots=True)
+class PartPlaces:
+    """Room for the tensors of one part."""
+
+    codes: Place
+    scale: Place | None
+    zero_point: Place | None
+
+
+def encode_weight(form: Form, places: Sequence[PartPlaces], budget: MemoryBudget) -> ErrorFigures:
+    """Write all parts of a weight into their places; returns the error figures (no error for float parts).
+
+    Raises TensorError for NaN, infinity, and for scales that float16 cannot hold.
+    """
+    reader = _Reader(form, budget)
+    grid, row_scales = _solved(form, reader)
+    writer = _Writer(form, grid, places)
+    errors: list[ErrorSums] = []
+    for span in reader.spans():
+        writer.begin(span)
+        for start, matrix in span.chunks():
+            rows = _rows_of(row_scales, span.start + start, matrix, form)
+            widths = plane_widths(matrix.shape[1], form.spec)
+            codes = np.empty((len(matrix), widths[0]), np.uint8)
+            clusters = np.empty((len(matrix), widths[1]), np.uint8) if widths[1] else None
+            errors.append(sums_of(encode_rows(matrix, rows, grid, codes, clusters)))
+            writer.write(start, matrix, codes, clusters)
+        writer.end()
+    writer.write_scales(row_scales)
+    weights = math.prod(form.shape)
+    if form.name == "float":
+        return ErrorFigures(weights, figures_of(weights, errors).signal, 0.0, 0.0)
+    return figures_of(weights, errors)
+
+
+def _rows_of(row_scales: F32 | None, start: int, matrix: Matrix, form: Form) -> RowScales | None:
+    """The row_scales of a chunk, from those of all rows."""
+    if row_scales is None:
+        return None
+    scale = row_scales[start : start + len(matrix)]
+    return RowScales(form.spec.group_size(form.cols), scale, inverse_of(scale))
+
+
+def _solved(form: Form, reader: _Reader) -> tuple[Grid, F32 | None]:
+    """The grid of a weight, and the row_scales of all its rows."""
+    histogram: ValueHistogram | None = None
+    scales: list[F32] = []
+    asked = needs_survey(form.spec)
+    for span in reader.spans():
+        for _, matrix in span.chunks(_SURVEY_CHUNKS):
+            rows = scale_rows(matrix, form.spec)
+            if rows is not None:
+                scales.append(rows.scale)
+            if asked:
+                found = survey(matrix, rows)
+                histogram = found if histogram is None else histogram.merge(found)
+    return solve(histogram, form.spec), np.concatenate(scales) if scales else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Some output channels in memory: the first of them, their matrix (a row each), and how many are worked on at a time."""
+
+    start: int
+    matrix: Matrix
+    step: int
+
+    def chunks(self, joined: int = 1) -> Iterator[tuple[int, Matrix]]:
+        """(channel within the span, its rows of the matrix), chunk by chunk, so many `joined` to one."""
+        step = self.step * joined
+        for first in range(0, len(self.matrix), step):
+            yield first, self.matrix[first : first + step]
+
+
+class _Reader:
+    """The channel matrix of a weight in spans that fit the memory bound; a weight that fits whole is read once."""
+
+    def __init__(self, form: Form, budget: MemoryBudget) -> None:
+        self._form = form
+        weight = form.layer.weight
+        kinds = weight.kinds
+        assert kinds is not None
+        self._kinds = kinds
+        self._stored_axis = weight.perm[form.layer.axis]
+        item = max(numpy_of(kind).itemsize for kind in kinds)
+        written = item if form.name == "float" else form.stored_bits / 8
+        per_weight = item * (1 + len(kinds)) + form.parts * written
+        room = max(0, budget.thread_bytes - _CHUNK_WEIGHTS * _WORK_BYTES)
+        self._large = max(_STEP, int(room / (per_weight * max(1, form.cols))) // _STEP * _STEP)
+        self._small = max(_STEP, _CHUNK_WEIGHTS // max(1, form.cols) // _STEP * _STEP)
+        if _must_be_whole(form):
+            if form.rows > self._large:
+                raise TensorError(
+                    "has rows whose low-bit codes do not end at whole bytes, and is larger than max-memory"
+                )
+            self._small = form.rows
+        self._held: _Span | None = None
+
+    def spans(self) -> Iterator[_Span]:
+        """All channels, in order."""
+        if self._held is not None:
+            yield self._held
+            return
+        rows = self._form.rows
+        for start in range(0, rows, self._large):
+            span = _Span(start, self._matrix(start, min(start + self._large, rows)), self._small)
+            if len(span.matrix) == rows:
+                self._held = span
+            yield span
+
+    def _matrix(self, start: int, stop: int) -> Matrix:
+        weight: Constant = self._form.layer.weight
+        axis = self._form.layer.axis
+        array = weight.tensor.slab(numpy_of(self._kinds[0]), self._stored_axis, start, stop, _SCRATCH)
+        for kind in self._kinds[1:]:
+            array = converted(array, kind)
+        array = array.transpose(weight.perm)
+        if array.ndim != 2 or axis != 1:
+            return to_matrix(array, axis)
+        out = _SCRATCH.get("matrix", array.nbytes).view(array.dtype).reshape(array.shape[::-1])
+        return transposed(array, out)
+
+
+def _must_be_whole(form: Form) -> bool:
+    """Whether a line of the stored tensor ends inside a byte, so that only the whole can be packed."""
+    if form.name != "QDQ" or form.stored_bits == 8:
+        return False
+    axis = form.layer.axis
+    line = math.prod(form.shape[axis:])
+    return math.prod(form.shape[:axis]) > 1 and line * form.stored_bits % 8 != 0
+
+
+class _Writer:
+    """Puts chunks of codes into the places of the parts, in the order that the form wants.
+
+    A tensor whose channels are not its first axis is gathered span by span, so that it is written in long runs.
+    """
+
+    def __init__(self, form: Form, grid: Grid, places: Sequence[PartPlaces]) -> None:
+        self._form = form
+        self._grid = grid
+        self._places = places
+        self._zero = _zero_points(form, grid)
+        axis, shape = form.layer.axis, form.shape
+        self._before, self._after = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+        self._span: _Span | None = None
+        self._gathered: list[NDArray[Any]] = []
+
+    def begin(self, span: _Span) -> None:
+        """Take up a span."""
+        self._span = span
+        if self._before > 1 and self._form.name != "MatMulNBits" and not _must_be_whole(self._form):
+            width = self._bytes_of(len(span.matrix))
+            self._gathered = [np.empty((self._before, width), np.uint8) for _ in self._places]
+
+    def end(self) -> None:
+        """Write what was gathered of the span."""
+        assert self._span is not None
+        for place, gathered in zip(self._places, self._gathered, strict=False):
+            place.codes.put(gathered, self._bytes_of(self._form.rows), self._bytes_of(self._span.start))
+        self._gathered = []
+
+    def write(self, start: int, matrix: Matrix, codes: U8, clusters: U8 | None) -> None:
+        """Write the parts of a chunk; `start` counts within the span."""
+        form, spec = self._form, self._form.spec
+        cols = matrix.shape[1]
+        cluster = None if clusters is None else kernels().unpack(clusters, cols, spec.cluster_bits)
+        code = matrix if form.name == "float" else kernels().unpack(codes, cols, spec.bits)
+        if form.name != "MatMulNBits":
+            code = self._in_order(code)
+            cluster = None if cluster is None else self._in_order(cluster)
+        for c in range(len(self._places)):
+            part = _part(code, cluster, c, self._zero[c], floats=form.name == "float")
+            if form.signed:
+                part = (part - np.uint8(self._zero[c])) & np.uint8((1 << form.stored_bits) - 1)
+            self._put(c, start, part)
+
+    def _put(self, c: int, start: int, part: NDArray[Any]) -> None:
+        assert self._span is not None
+        form, place = self._form, self._places[c].codes
+        if form.name == "MatMulNBits":
+            packed = _packed(_padded(part, form.blocks * form.block, self._zero[c]), form.stored_bits)
+            place.put(packed.reshape(1, -1), 0, (self._span.start + start) * packed.shape[1])
+            return
+        if _must_be_whole(form):
+            place.put(_packed(part.reshape(1, -1), form.stored_bits), 0, 0)
+            return
+        lines = part.view(np.uint8) if form.name == "float" else _packed(part, form.stored_bits)
+        if self._gathered:
+            at = self._bytes_of(start)
+            self._gathered[c][:, at : at + lines.shape[1]] = lines
+        else:
+            place.put(lines, 0, self._bytes_of(self._span.start + start))
+
+    def _in_order(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """A chunk `[channels, weights]` in the axes of the weight, as lines along its channel axis."""
+        if self._before == 1:
+            return rows.reshape(1, -1)
+        if self._after == 1:
+            return transposed(rows)
+        lines = rows.reshape(len(rows), self._before, self._after).transpose(1, 0, 2)
+        return np.ascontiguousarray(lines).reshape(self._before, -1)
+
+    def _bytes_of(self, channels: int) -> int:
+        """The bytes of one line with so many channels."""
+        form = self._form
+        assert self._span is not None
+        bits = 8 * self._span.matrix.itemsize if form.name == "float" else form.stored_bits
+        return channels * self._after * bits // 8 if self._before > 1 else channels * form.cols * bits // 8
+
+    def write_scales(self, row_scales: F32 | None) -> None:
+        """Write the scales and zero_points of all parts."""
+        form = self._form
+        if form.name == "float":
+            return
+        for c, place in enumerate(self._places):
+            assert place.scale is not None
+            scale = self._scale(c, row_scales)
+            place.scale.put(_bytes(_as_scale_type(scale, form)), 0, 0)
+            if place.zero_point is not None:
+                count = scale.size
+                if form.name == "MatMulNBits":
+                    zeros = np.full((form.rows, form.blocks), self._zero[c], np.uint8)
+                    place.zero_point.put(_packed(zeros, form.stored_bits).reshape(1, -1), 0, 0)
+                else:
+                    flat = np.full((1, count), self._zero[c], np.uint8)
+                    place.zero_point.put(_packed(flat, form.stored_bits), 0, 0)
+
+    def _scale(self, c: int, row_scales: F32 | None) -> F32:
+        form = self._form
+        scale = self._grid.scale[c]
+        if form.name == "MatMulNBits":
+            rows = np.ones((form.rows, 1), np.float32) if row_scales is None else row_scales
+            return np.ascontiguousarray(np.broadcast_to(rows * scale, (form.rows, form.blocks)))
+        if row_scales is None:
+            return np.array(scale, np.float32).reshape(1)
+        scales: F32 = row_scales * scale
+        if form.blocked and form.layer.axis > (form.layer.reduction or 0):
+            return np.ascontiguousarray(scales.T)
+        return scales
+
+
+def _part(code: NDArray[Any], cluster: U8 | None, c: int, zero: int, *, floats: bool) -> NDArray[Any]:
+    """The values of one part: those of its cluster, zero elsewhere."""
+    if cluster is None:
+        return code
+    if floats:
+        return np.where(cluster == c, code, np.zeros((), code.dtype))
+    # In uint8, wrapping: each step is one vector instruction, which np.where is not.
+    part = code - np.uint8(zero)
+    part *= (cluster == c).view(np.uint8)
+    part += np.uint8(zero)
+    return part
+
+
+def _padded(part: U8, cols: int, zero: int) -> U8:
+    """Rows filled up to whole blocks with the code of zero."""
+    if part.shape[1] == cols:
+        return part
+    whole = np.full((len(part), cols), zero, np.uint8)
+    whole[:, : part.shape[1]] = part
+    return whole
+
+
+def _zero_points(form: Form, grid: Grid) -> list[int]:
+    if form.spec.symmetric:
+        return [form.spec.width.symmetric_zero] * grid.clusters
+    if form.name == "float":
+        return [0] * grid.clusters
+    pairs = zip(grid.offset.tolist(), grid.scale.tolist(), strict=True)
+    return [0 if scale == 0.0 else round(-offset / scale) for offset, scale in pairs]
+
+
+def _packed(values: U8, bits: int) -> U8:
+    return values if bits == 8 else kernels().pack(np.ascontiguousarray(values), bits)
+
+
+def _as_scale_type(scale: F32, form: Form) -> NDArray[Any]:
+    if form.scale_type != TensorProto.FLOAT16:
+        return scale
+    half = scale.astype(np.float16)
+    lost = np.abs(half.astype(np.float32) - scale) > 0.01 * scale
+    if lost.any() or not np.isfinite(half).all():
+        raise TensorError("has weights too small or too large for float16 scales")
+    return half
+
+
+def _bytes(array: NDArray[Any]) -> U8:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(1, -1)

@@ -1,0 +1,82 @@
+"""What the user asked for, as one frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from splitquant.core.spec import EMBEDDING, Granularity, QuantSpec
+from splitquant.errors import SpecError
+
+Format = Literal["float", "qdq", "matmulnbits"]
+FORMATS = ("qdq", "matmulnbits")
+
+DEFAULT_SPEC = QuantSpec(bits=4, layout="parallel")
+"""Three parts per layer, INT4, a scale per output channel, zero in every grid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a model is converted.
+
+    spec: of linear and convolution weights; every grid must hold zero, since each weight is zero in all parts but one.
+    embeddings: of tables that Gather reads (plain, symmetric; None keeps them).
+    format: `float` (split only), `qdq` (DequantizeLinear in standard operators), `matmulnbits` (ONNX Runtime's operator
+        for MatMul and Gemm, QDQ for the rest).
+    include, exclude: glob patterns of node names or weight names; `include` wins over `exclude`, both over the rules.
+    block_size: of MatMulNBits, for granularity tensor and channel; accuracy_level: of MatMulNBits (4: int8 activations,
+        the fast kernels; 1: float32 activations).
+
+    Raises SpecError for what ONNX cannot say.
+    """
+
+    spec: QuantSpec = DEFAULT_SPEC
+    embeddings: QuantSpec | None = EMBEDDING
+    format: Format = "qdq"
+    include: tuple[str, ...] = field(default=())
+    exclude: tuple[str, ...] = field(default=())
+    block_size: int = 128
+    accuracy_level: int = 4
+
+    def __post_init__(self) -> None:
+        if self.format not in ("float", *FORMATS):
+            raise SpecError(f"format is {self.format!r}; expected one of {', '.join(FORMATS)}")
+        if not self.spec.zero_in_grid:
+            raise SpecError(
+                f"the spec is {self.spec}; a layer split into parts needs zero in every grid, and ONNX has no operator for "
+                "fused clusters: use layout='parallel' (--layout parallel)"
+            )
+        if self.embeddings is not None and not (self.embeddings.clusters == 1 and self.embeddings.symmetric):
+            raise SpecError(
+                f"embeddings is {self.embeddings}; expected a plain symmetric spec, such as 8 bits per channel"
+            )
+        if self.embeddings is not None and self.embeddings.granularity.startswith("group"):
+            raise SpecError(f"embeddings is {self.embeddings}; expected granularity channel or tensor")
+        if not _is_block(self.block_size):
+            raise SpecError(f"block_size is {self.block_size}; expected a power of two from 16 to 256")
+        if not 0 <= self.accuracy_level <= 4:
+            raise SpecError(f"accuracy_level is {self.accuracy_level}; expected 0 to 4")
+        group = Granularity.parse(self.spec.granularity)
+        if group.kind == "group" and self.format == "matmulnbits" and not _is_block(group.size):
+            raise SpecError(f"granularity is {self.spec.granularity}; MatMulNBits takes powers of two from 16 to 256")
+
+    def wants(self, names: tuple[str, ...]) -> tuple[bool, str]:
+        """Whether the patterns let a layer with these names be converted, and the pattern that decided ("": none)."""
+        for pattern in self.include:
+            if any(fnmatchcase(name, pattern) for name in names):
+                return True, f"included by {pattern!r}"
+        for pattern in self.exclude:
+            if any(fnmatchcase(name, pattern) for name in names):
+                return False, f"excluded by {pattern!r}"
+        return True, ""
+
+    def check_patterns(self, names: set[str]) -> None:
+        """SpecError for a pattern that no node and no weight has."""
+        for pattern in (*self.include, *self.exclude):
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise SpecError(f"the pattern {pattern!r} matches none of the {len(names)} nodes and weights")
+
+
+def _is_block(size: int) -> bool:
+    return 16 <= size <= 256 and size & (size - 1) == 0

@@ -1,0 +1,221 @@
+"""Whether a converted model does what its source does: both run in ONNX Runtime, outputs compared, kernels counted."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from splitquant.errors import MissingExtraError, SourceError, VerifyError
+from splitquant.onnx.dtypes import LOW_BIT
+from splitquant.onnx.feeds import Feeds, check_given, generated
+from splitquant.onnx.rewrite import MICROSOFT
+from splitquant.onnx.scopes import subgraphs
+
+Model = ModelProto | str | Path
+_RUNS = 3  # sets of generated inputs
+
+
+@dataclass(frozen=True, slots=True)
+class OutputMatch:
+    """How near one output of both models is, over all runs: SQNR in dB, cosine similarity, largest difference."""
+
+    name: str
+    sqnr_db: float
+    cosine: float
+    max_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What `verify` found.
+
+    branches: low-bit weights that a layer reads (MatMulNBits, or DequantizeLinear of a constant). in_kernels: those that
+    ONNX Runtime's optimised graph multiplies with a low-bit kernel. dequantized: those it expands anew in every run.
+    operators: how often each operator is in the optimised graph.
+    """
+
+    outputs: tuple[OutputMatch, ...]
+    branches: int
+    in_kernels: int
+    dequantized: int
+    operators: Mapping[str, int]
+
+    @property
+    def folded(self) -> int:
+        """Branches that the runtime expanded to float once, when it loaded the model."""
+        return max(0, self.branches - self.in_kernels - self.dequantized)
+
+    @property
+    def worst_sqnr_db(self) -> float:
+        """The lowest SQNR of an output."""
+        return min((output.sqnr_db for output in self.outputs), default=math.inf)
+
+
+def verify(
+    model: Model,
+    out: Model,
+    inputs: Mapping[str, NDArray[Any]] | Sequence[Mapping[str, NDArray[Any]]] | None = None,
+    *,
+    sizes: Mapping[str, int] | None = None,
+    min_sqnr: float | None = None,
+) -> Verification:
+    """Run a model and what was made of it, and compare.
+
+    inputs: one or several sets of named arrays; None generates three. sizes: of open dimensions, for generated inputs.
+    Raises VerifyError where the onnx checker refuses `out`, where its outputs differ in name or shape, hold NaN that the
+    source does not, or are below `min_sqnr` dB; MissingExtraError without onnxruntime; SourceError where `model` does not run.
+    """
+    _check(model, out)
+    with tempfile.TemporaryDirectory() as folder:
+        before, _ = _session(model, None)
+        optimised = Path(folder) / "optimised.onnx"
+        after, found = _session(out, optimised)
+        assert found is not None
+        graph = _graph_of(model)
+        sets = _feeds(graph, inputs, sizes)
+        outputs = _compared(before, after, sets, str(out) if not isinstance(out, ModelProto) else "the converted model")
+    operators = Counter(_operators(found.graph))
+    result = Verification(
+        outputs,
+        _low_bit_branches(_graph_of(out)),
+        operators["MatMulNBits"],
+        _dequantized(found),
+        dict(operators),
+    )
+    if min_sqnr is not None and result.worst_sqnr_db < min_sqnr:
+        worst = min(outputs, key=lambda output: output.sqnr_db)
+        raise VerifyError(
+            f"output {worst.name!r} has an SQNR of {worst.sqnr_db:.1f} dB; at least {min_sqnr:.1f} was asked for: "
+            "use more bits or clusters, or exclude layers"
+        )
+    return result
+
+
+def _check(model: Model, out: Model) -> None:
+    """The checker must accept the converted model, unless it refuses the source too."""
+    said = _refusal(out)
+    if said and not _refusal(model):
+        raise VerifyError(f"{'the model' if isinstance(out, ModelProto) else out}: the onnx checker says: {said}")
+
+
+def _refusal(model: Model) -> str:
+    try:
+        onnx.checker.check_model(model if isinstance(model, ModelProto) else str(model))
+    except onnx.checker.ValidationError as error:
+        return str(error)
+    return ""
+
+
+def _session(model: Model, optimised: Path | None) -> tuple[Any, ModelProto | None]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", "onnx") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", f"{optimised.name}.data"
+        )
+    try:
+        given = model.SerializeToString() if isinstance(model, ModelProto) else str(model)
+        session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exceptions have no common class
+        name = "the model in memory" if isinstance(model, ModelProto) else str(model)
+        raise SourceError(f"{name}: ONNX Runtime does not load it ({error})") from error
+    found = None if optimised is None else onnx.load(str(optimised), load_external_data=False)
+    return session, found
+
+
+def _graph_of(model: Model) -> ModelProto:
+    return model if isinstance(model, ModelProto) else onnx.load(str(model), load_external_data=False)
+
+
+def _feeds(
+    graph: ModelProto,
+    inputs: Mapping[str, NDArray[Any]] | Sequence[Mapping[str, NDArray[Any]]] | None,
+    sizes: Mapping[str, int] | None,
+) -> list[Feeds]:
+    if inputs is None:
+        return [generated(graph, seed, sizes) for seed in range(_RUNS)]
+    sets = [inputs] if isinstance(inputs, Mapping) else list(inputs)
+    return [check_given(graph, one) for one in sets]
+
+
+def _compared(before: Any, after: Any, sets: list[Feeds], label: str) -> tuple[OutputMatch, ...]:
+    names = [output.name for output in before.get_outputs()]
+    found = [output.name for output in after.get_outputs()]
+    if names != found:
+        raise VerifyError(f"{label}: has the outputs {found}; the source has {names}")
+    sums = {name: np.zeros(4) for name in names}
+    worst = dict.fromkeys(names, 0.0)
+    for feeds in sets:
+        for name, wanted, got in zip(names, _run(before, feeds), _run(after, feeds), strict=True):
+            if not isinstance(wanted, np.ndarray):
+                continue
+            if wanted.shape != got.shape:
+                raise VerifyError(f"{label}: output {name!r} has the shape {got.shape}; the source has {wanted.shape}")
+            x, y = wanted.astype(np.float64).ravel(), got.astype(np.float64).ravel()
+            usable = np.isfinite(x)
+            if not np.isfinite(y[usable]).all():
+                raise VerifyError(f"{label}: output {name!r} holds NaN or infinity where the source does not")
+            x, y = x[usable], y[usable]
+            sums[name] += (x @ x, y @ y, x @ y, (x - y) @ (x - y))
+            worst[name] = max(worst[name], float(np.abs(x - y).max(initial=0.0)))
+    return tuple(_match(name, sums[name], worst[name]) for name in names)
+
+
+def _run(session: Any, feeds: Feeds) -> list[Any]:
+    try:
+        found: list[Any] = session.run(None, feeds)
+    except Exception as error:  # onnxruntime's own exceptions have no common class
+        shapes = {name: array.shape for name, array in feeds.items()}
+        raise SourceError(
+            f"ONNX Runtime does not run the model with inputs of the shapes {shapes} ({error}); "
+            "give real inputs (--inputs FILE.npz), or the sizes of its open dimensions"
+        ) from error
+    return found
+
+
+def _match(name: str, sums: NDArray[np.float64], worst: float) -> OutputMatch:
+    xx, yy, xy, noise = sums.tolist()
+    sqnr = math.inf if noise == 0.0 else 10 * math.log10(xx / noise) if xx > 0.0 else -math.inf
+    cosine = 1.0 if noise == 0.0 else xy / math.sqrt(xx * yy) if xx > 0.0 and yy > 0.0 else 0.0
+    return OutputMatch(name, sqnr, cosine, worst)
+
+
+def _operators(graph: onnx.GraphProto) -> list[str]:
+    found = [node.op_type for node in graph.node]
+    return found + [op for node in graph.node for inner in subgraphs(node) for op in _operators(inner)]
+
+
+def _low_bit_branches(model: ModelProto) -> int:
+    return _count(model.graph, {}, kernels=True)
+
+
+def _dequantized(model: ModelProto) -> int:
+    return _count(model.graph, {}, kernels=False)
+
+
+def _count(graph: onnx.GraphProto, around: Mapping[str, int], *, kernels: bool) -> int:
+    """DequantizeLinear nodes of low-bit constants, and with `kernels` MatMulNBits nodes too."""
+    types = {**around, **{proto.name: proto.data_type for proto in graph.initializer}}
+    total = 0
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and types.get(node.input[0], 0) in LOW_BIT:
+            total += 1
+        if kernels and node.op_type == "MatMulNBits" and node.domain == MICROSOFT:
+            total += 1
+        total += sum(_count(inner, types, kernels=kernels) for inner in subgraphs(node))
+    return total

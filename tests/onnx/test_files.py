@@ -1,0 +1,109 @@
+"""Files: external data in and out, bounded memory, the same bytes every time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx_models import heavy, matmul, run, sqnr
+
+import splitquant.onnx as sqo
+from splitquant import QuantSpec
+from splitquant.onnx import encode
+
+X = heavy((3, 64), 9)
+
+
+@pytest.mark.parametrize("form", ["float", "qdq", "matmulnbits"])
+def test_external_data_comes_out_as_external_data(form, tmp_path):
+    """A model with external data gives one with aligned external data, which ONNX Runtime and the checker read."""
+    onnx.save(matmul(), tmp_path / "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    out = tmp_path / "out.onnx"
+    sqo.split(tmp_path / "m.onnx", out) if form == "float" else sqo.quantize(tmp_path / "m.onnx", out, format=form)
+    onnx.checker.check_model(str(out))
+    graph = onnx.load(out, load_external_data=False).graph
+    entries = [
+        {entry.key: entry.value for entry in proto.external_data} for proto in graph.initializer if proto.external_data
+    ]
+    assert entries
+    assert all(entry["location"] == "out.onnx.data" and int(entry["offset"]) % 4096 == 0 for entry in entries)
+    assert sqnr(run(tmp_path / "m.onnx", {"x": X})[0], run(out, {"x": X})[0]) > 15
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "out.onnx", "out.onnx.data", "weights.bin"]
+
+
+def test_inline_and_external_give_the_same_weights(tmp_path):
+    """Where the weights lie does not change what becomes of them; nor do threads and the size of windows."""
+    onnx.save(matmul(), tmp_path / "inline.onnx")
+    onnx.save(matmul(), tmp_path / "external.onnx", save_as_external_data=True, size_threshold=0)
+    found = []
+    for name, threads in (("inline", 1), ("external", 2)):
+        sqo.quantize(tmp_path / f"{name}.onnx", tmp_path / f"{name}.out.onnx", threads=threads)
+        model = onnx.load(tmp_path / f"{name}.out.onnx")
+        found.append([(proto.name, onnx.numpy_helper.to_array(proto).tobytes()) for proto in model.graph.initializer])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("form", ["float", "qdq", "matmulnbits"])
+@pytest.mark.parametrize("shape", [(64, 96), (33, 40)])
+def test_windows_do_not_change_bytes(form, shape, tmp_path, monkeypatch):
+    """A weight that is read in many spans of channels gives the bytes of one that is read at once."""
+    made = matmul(heavy(shape), batch=("b", shape[0]))
+    spec = QuantSpec(bits=4, layout="parallel")
+
+    def convert():
+        done = sqo.split(made, spec=spec) if form == "float" else sqo.quantize(made, spec=spec, format=form)
+        return done.model.SerializeToString()
+
+    whole = convert()
+    monkeypatch.setattr(encode, "_CHUNK_WEIGHTS", 1)
+    monkeypatch.setattr(encode, "_WORK_BYTES", 1 << 40)  # nothing fits: eight channels at a time
+    assert convert() == whole
+
+
+def test_same_input_same_bytes(tmp_path):
+    """Two runs write the same files."""
+    onnx.save(matmul(), tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        sqo.quantize(tmp_path / "m.onnx", tmp_path / name / "out.onnx")
+    for name in ("out.onnx", "out.onnx.data"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+_BIG = """
+import sys
+import splitquant.onnx as sqo
+convert = sqo.split if sys.argv[3] == "float" else sqo.quantize
+convert(sys.argv[1], sys.argv[2], max_memory="320MiB", threads=1)
+# Not ru_maxrss: it starts from the size of the process that forked this one.
+print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) // 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+@pytest.mark.parametrize("form", ["float", "qdq"])
+def test_peak_memory_is_bounded(form, tmp_path):
+    """A weight of 512 MB in external data is converted within 320 MiB."""
+    rows, cols = 4096, 32768
+    proto = matmul(np.zeros((1, 1), np.float32), batch=("b", rows))
+    tensor = proto.graph.initializer[0]
+    del tensor.dims[:]
+    tensor.dims.extend([rows, cols])
+    tensor.ClearField("raw_data")
+    proto.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", 1, ["b", cols]))
+    with (tmp_path / "w.bin").open("wb") as file:
+        file.truncate(rows * cols * 4)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="w.bin")
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    done = subprocess.run(
+        [sys.executable, "-c", _BIG, str(tmp_path / "m.onnx"), str(tmp_path / "out.onnx"), form],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) < 320

@@ -1,0 +1,218 @@
+"""Damaged and hostile files: a clear error that names the file and the tensor, and nothing written."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx_models import heavy, matmul, model, value
+
+import splitquant.onnx as sqo
+from splitquant.errors import DestinationError, SourceError, SplitQuantError
+from splitquant.onnx import wire
+
+
+def refused(path, match):
+    before = sorted(path.parent.iterdir())
+    for convert in (sqo.split, sqo.quantize):
+        with pytest.raises(SourceError, match=match) as caught:
+            convert(path, path.parent / "out.onnx")
+        assert str(path.parent) in str(caught.value)
+    assert sorted(path.parent.iterdir()) == before
+
+
+def written(tmp_path, proto):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def external(tmp_path, location="m.data", offset="0", length="12288", dims=(64, 48)):
+    (tmp_path / "m.data").write_bytes(heavy((64, 48)).tobytes())
+    proto = matmul()
+    tensor = proto.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    del tensor.dims[:]
+    tensor.dims.extend(dims)
+    for key, entry in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=entry)
+    return written(tmp_path, proto)
+
+
+def test_good_external_data_is_read(tmp_path):
+    """The builder of this file makes a valid model: what the other tests refuse is the defect alone."""
+    sqo.split(external(tmp_path), tmp_path / "out.onnx")
+    assert (tmp_path / "out.onnx.data").stat().st_size >= 3 * 12288
+
+
+@pytest.mark.parametrize("location", ["../m.data", "/etc/passwd", "a/../../m.data", "", ".", "a\\m.data", "a\0b"])
+def test_paths_that_leave_the_folder(tmp_path, location):
+    """External data must be below the model's own folder."""
+    (tmp_path / "sub").mkdir()
+    refused(external(tmp_path / "sub", location), r"tensor 'W' has external data at")
+
+
+def test_links_and_special_files(tmp_path):
+    """Symbolic links, on the way or at its end, folders and pipes are refused."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "data").write_bytes(heavy((64, 48)).tobytes())
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "link").symlink_to(tmp_path / "real" / "data")
+    (tmp_path / "m" / "folder").symlink_to(tmp_path / "real")
+    (tmp_path / "m" / "plain").mkdir()
+    os.mkfifo(tmp_path / "m" / "pipe")
+    for location, match in (
+        ("link", "symbolic link"),
+        ("folder/data", "symbolic link"),
+        ("plain", "no ordinary file"),
+        ("pipe", "no ordinary file"),
+        ("absent", "is missing"),
+    ):
+        refused(external(tmp_path / "m", location), match)
+
+
+@pytest.mark.parametrize(
+    ("entries", "match"),
+    [
+        ({"offset": "4"}, r"ends at byte 12292 of .*m.data, which has 12288 bytes"),
+        ({"offset": "-4"}, "offset '-4'; expected a number"),
+        ({"offset": "9" * 30}, "expected a number"),
+        ({"length": "12284"}, r"has 12284 bytes of external data; FLOAT of shape \[64, 48\] takes 12288"),
+        ({"dims": (64, -48)}, "no negative size"),
+        ({"dims": (1 << 40, 1 << 40)}, "more than a file can hold"),
+    ],
+    ids=str,
+)
+def test_spans_that_do_not_fit(tmp_path, entries, match):
+    """Offsets past the end, lengths and shapes that disagree."""
+    refused(external(tmp_path, **entries), match)
+
+
+@pytest.mark.parametrize("rows", [2, 64])
+def test_raw_data_that_disagrees_with_the_shape(tmp_path, rows):
+    """raw_data too short or too long for its shape, in tensors of any size."""
+    proto = matmul(heavy((rows, 48)), batch=("b", rows))
+    tensor = proto.graph.initializer[0]
+    tensor.raw_data = tensor.raw_data[:-4]
+    refused(written(tmp_path, proto), r"tensor 'W' has \d+ bytes of raw_data")
+
+
+def test_typed_data_that_disagrees_with_the_shape(tmp_path):
+    """float_data with too few values."""
+    proto = matmul()
+    tensor = proto.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.float_data.extend([1.0, 2.0])
+    refused(written(tmp_path, proto), r"tensor 'W' has 2 values; FLOAT of shape \[64, 48\] takes 3072")
+
+
+@pytest.mark.parametrize("data_type", [0, 99])
+def test_unknown_element_type(tmp_path, data_type):
+    """An element type that ONNX does not have."""
+    proto = matmul()
+    proto.graph.initializer[0].data_type = data_type
+    refused(written(tmp_path, proto), f"tensor 'W' has the unknown element type {data_type}")
+
+
+def test_cycles_and_names(tmp_path):
+    """Cycles, names made twice, outputs that nothing makes, initializers given twice."""
+    loop = [helper.make_node("Add", ["b", "x"], ["a"]), helper.make_node("Relu", ["a"], ["b"])]
+    refused(
+        written(tmp_path, model(loop, [value("x", [1])], [value("b", [1])])), "reads 'b', which nothing before it makes"
+    )
+    twice = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Relu", ["x"], ["a"])]
+    refused(written(tmp_path, model(twice, [value("x", [1])], [value("a", [1])])), "makes 'a', which is there already")
+    refused(written(tmp_path, model([], [value("x", [1])], [value("a", [1])])), "returns 'a', which nothing makes")
+    double = matmul()
+    double.graph.initializer.append(double.graph.initializer[0])
+    refused(written(tmp_path, double), "is there twice")
+
+
+def test_files_that_are_no_model(tmp_path):
+    """Empty files, text, models cut short at every length, and a missing file."""
+    whole = matmul(heavy((4, 8)), batch=("b", 4)).SerializeToString()
+    path = tmp_path / "m.onnx"
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        refused(path, str(path))
+    path.write_bytes(b"not a model at all")
+    refused(path, str(path))
+    refused(tmp_path / "absent.onnx", "cannot be opened")
+
+
+def test_bombs(tmp_path, monkeypatch):
+    """A graph of countless entries, a graph too large, a nest of graphs too deep, and a file too large are refused unread."""
+    monkeypatch.setattr(wire, "MOST_ENTRIES", 50)
+    many = model([helper.make_node("Relu", ["x"], [f"a{i}"]) for i in range(60)], [value("x", [1])], [value("a0", [1])])
+    refused(written(tmp_path, many), "more than 50 nodes")
+    monkeypatch.setattr(wire, "MOST_ENTRIES", 4_000_000)
+    monkeypatch.setattr(wire, "MOST_GRAPH_BYTES", 500)
+    refused(written(tmp_path, many), "has a graph of more than")
+    monkeypatch.setattr(wire, "MOST_GRAPH_BYTES", 1 << 29)
+    inner = helper.make_graph([helper.make_node("Identity", ["x"], ["i"])], "g", [], [value("i", None)])
+    for level in range(30):
+        node = helper.make_node("If", ["c"], [f"y{level}"], then_branch=inner, else_branch=inner)
+        inner = onnx.GraphProto()
+        inner.name = "g"
+        node.attribute.pop()
+        inner.node.append(node)
+        inner.output.append(value(f"y{level}", None))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"\x3a" + _varint(inner.ByteSize()) + inner.SerializeToString())
+    refused(path, str(path))
+    with path.open("wb") as file:
+        file.truncate(1 << 31)
+    refused(path, "save the model with external data")
+
+
+def _varint(number):
+    out = b""
+    while number > 127:
+        out += bytes([number & 127 | 128])
+        number >>= 7
+    return out + bytes([number])
+
+
+def test_flipped_bytes_are_refused_or_converted(tmp_path):
+    """No damage of single bytes leads to anything but a model or an expected error; no half-written file stays."""
+    whole = bytearray(matmul(heavy((8, 8)), batch=("b", 8)).SerializeToString())
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(damaged))] ^= 1 << int(rng.integers(8))
+        path = tmp_path / "m.onnx"
+        path.write_bytes(damaged)
+        with suppress(SplitQuantError):
+            sqo.quantize(path, tmp_path / "out.onnx", force=True)
+        assert not list(tmp_path.glob(".*partial"))
+
+
+def test_destination(tmp_path):
+    """The source is never overwritten; an existing file only with force; a failing run leaves what was there."""
+    path = written(tmp_path, matmul())
+    with pytest.raises(DestinationError, match="is a file of the source"):
+        sqo.split(path, path, force=True)
+    (tmp_path / "out.onnx").write_bytes(b"mine")
+    with pytest.raises(DestinationError, match="exists; choose another place"):
+        sqo.split(path, tmp_path / "out.onnx")
+    bad = heavy((64, 48))
+    bad[0, 0] = np.inf
+    with pytest.raises(ValueError, match="infinity"):
+        sqo.split(written(tmp_path, matmul(bad)), tmp_path / "out.onnx", force=True)
+    assert (tmp_path / "out.onnx").read_bytes() == b"mine"
+    sqo.split(written(tmp_path, matmul()), tmp_path / "out.onnx", force=True)
+    assert numpy_helper.to_array(onnx.load(tmp_path / "out.onnx").graph.initializer[0]).shape == (64, 48)
+    with pytest.raises(DestinationError, match="make it first"):
+        sqo.split(path, tmp_path / "none" / "out.onnx")
+
+
+def test_model_in_memory_with_external_data(tmp_path):
+    """A model in memory cannot have external data: there is no folder to look in."""
+    proto = onnx.load(external(tmp_path), load_external_data=False)
+    with pytest.raises(SourceError, match="give the path of its file"):
+        sqo.split(proto)
