@@ -19,11 +19,12 @@ lint: $(SETUP)  ## format, lint and types
 
 check: lint test  ## what CI runs, but for the package builds
 
-bench: $(SETUP)  ## the speed and memory claims, measured on this machine (needs 8 GB of disk, takes minutes)
+bench: $(SETUP)  ## the speed and memory claims, measured on this machine (needs 40 GB of disk, takes minutes)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/published_clustering.py
-	$(BIN)/python benchmarks/quantize_costs_a_copy.py
+	$(BIN)/python benchmarks/quantize_costs_a_copy.py --eight-b
+	$(BIN)/python benchmarks/onnx_speed.py
 
 clean:  ## remove what the commands above made
 	rm -rf $(VENV) .demo build dist

@@ -43,15 +43,32 @@ def test_links(page):
         assert (page.parent / target).exists(), target
 
 
+def blocks():
+    """The README's code blocks: their language and their lines."""
+    found, language = [], None
+    for line in README.splitlines():
+        if line.startswith("```"):
+            if language is None:
+                language = line.removeprefix("```")
+                found.append((language, []))
+            else:
+                language = None
+        elif language is not None:
+            found[-1][1].append(line)
+    return found
+
+
 def commands():
     """The command lines in the README's code blocks."""
-    blocks = re.findall(r"^```\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    lines = [line.removeprefix("$ ").split("#")[0] for block in blocks for line in block.splitlines()]
-    return [line.strip() for line in lines if line.removeprefix("$ ").startswith("splitquant ")]
+    lines = [line.removeprefix("$ ").split("#")[0] for language, lines in blocks() if not language for line in lines]
+    return [line.strip() for line in lines if line.startswith("splitquant ")]
 
 
 def test_readme_commands(tmp_path, monkeypatch):
     """The README's commands run, in the order in which they stand."""
+    onnx = pytest.importorskip("onnx")
+    np = pytest.importorskip("numpy")
+    pytest.importorskip("onnxruntime")
     from typer.testing import CliRunner
 
     from splitquant.cli.main import app
@@ -59,7 +76,12 @@ def test_readme_commands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("SRC", "all-MiniLM-L6-v2"):
         tiny_folder(tmp_path / name)
-    assert len(commands()) >= 8
+    weight = np.random.default_rng(0).standard_t(3, (64, 32)).astype(np.float32)
+    graph = onnx.parser.parse_graph("g (float[N, 64] x) => (float[N, 32] y) { y = MatMul(x, w) }")
+    graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    opsets = [onnx.helper.make_opsetid("", 21)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), "model.onnx")
+    assert len(commands()) == 11
     for line in commands():
         verb, *arguments = shlex.split(line)[1:]
         force = ["--force"] if verb == "quantize" and "--dry-run" not in arguments else []
@@ -83,7 +105,7 @@ def test_readme_python(tmp_path, monkeypatch):
     transformers.LlamaForCausalLM(config).save_pretrained("SRC")
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained("SRC")
-    (code,) = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    (code,) = ("\n".join(lines) for language, lines in blocks() if language == "python")
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
     assert type(names["model"]).__name__ == "LlamaForCausalLM"

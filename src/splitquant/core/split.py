@@ -190,19 +190,15 @@ class SplitTensor:
 
     def dequantize(self, kind: Kind = "fp32") -> Matrix:
         """The tensor that the codes stand for, in the dtype of `kind` (bf16 as its uint16 bits)."""
-        return self._tensor(
-            kernels().dequantize(
-                self.codes, self.clusters, self.levels, self.row_scale, self.spec.group_size(self.cols), self.cols, kind
-            )
-        )
+        return self._dequantize(self.levels, kind)
 
     def parts(self) -> tuple[F32, ...]:
         """The paper's k tensors, float32: each weight in the part of its cluster, zero in all others.
 
         Their sum is `dequantize()` exactly. Source: arXiv 2503.07657, section 3.
         """
-        whole, cluster = self.dequantize(), self.unpacked_clusters()
-        return tuple(np.where(cluster == c, whole, np.float32(0)) for c in range(self.spec.clusters))
+        every = np.arange(self.spec.clusters)[:, None]
+        return tuple(self._dequantize(np.where(every == c, self.levels, np.float32(0)), "fp32") for c in every.flat)
 
     def integer_parts(self) -> tuple[U8, ...]:
         """The paper's k integer layers: the code where the weight is in the part, the part's zero_point elsewhere.
@@ -213,6 +209,12 @@ class SplitTensor:
         return tuple(
             np.where(cluster == c, code, np.uint8(zero)).astype(np.uint8)
             for c, zero in enumerate(self.zero_point.tolist())
+        )
+
+    def _dequantize(self, levels: F32, kind: Kind) -> Matrix:
+        group = self.spec.group_size(self.cols)
+        return self._tensor(
+            kernels().dequantize(self.codes, self.clusters, levels, self.row_scale, group, self.cols, kind)
         )
 
     def _tensor(self, matrix: Matrix) -> Matrix:
