@@ -10,7 +10,7 @@ from splitquant.checkpoint.restore import dequantize_folder
 from splitquant.checkpoint.verify import Verified, verify_folder
 from splitquant.checkpoint.windows import DEFAULT_MAX_MEMORY, parse_bytes
 from splitquant.core.spec import EMBEDDING, QuantSpec
-from splitquant.plan.plan import Plan, Recipe, embedding_spec
+from splitquant.plan.plan import Plan, Recipe, embedding_spec, patterns
 from splitquant.report.outcome import Report
 
 AnyPath = str | Path
@@ -22,8 +22,8 @@ def quantize(
     spec: QuantSpec | None = None,
     *,
     embeddings: QuantSpec | int | str | None = EMBEDDING,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: Sequence[str] | str = (),
+    exclude: Sequence[str] | str = (),
     max_memory: int | str = DEFAULT_MAX_MEMORY,
     threads: int = 0,
     force: bool = False,
@@ -48,8 +48,8 @@ def dry_run(
     spec: QuantSpec | None = None,
     *,
     embeddings: QuantSpec | int | str | None = EMBEDDING,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: Sequence[str] | str = (),
+    exclude: Sequence[str] | str = (),
 ) -> Plan:
     """What `quantize` would do with every tensor of a folder, and why; reads headers only."""
     return plan_folder(Path(source), recipe_of(spec, embeddings, include, exclude))[1]
@@ -68,10 +68,13 @@ def dequantize(
 
 
 def recipe_of(
-    spec: QuantSpec | None, embeddings: QuantSpec | int | str | None, include: Sequence[str], exclude: Sequence[str]
+    spec: QuantSpec | None,
+    embeddings: QuantSpec | int | str | None,
+    include: Sequence[str] | str,
+    exclude: Sequence[str] | str,
 ) -> Recipe:
     """The recipe of user-level options; SpecError names the option that is off."""
-    return Recipe(spec or QuantSpec(), embedding_spec(embeddings), tuple(include), tuple(exclude))
+    return Recipe(spec or QuantSpec(), embedding_spec(embeddings), patterns(include), patterns(exclude))
 
 
 def _bytes(size: int | str) -> int:

@@ -245,3 +245,91 @@ def test_patterns_name_layers_and_not_their_parts():
     split, _ = sqt.split(nn.Sequential(nn.Linear(3, 3)))
     with pytest.raises(SpecError, match=r"the pattern '0\.parts\.\*' matches none of the 1 modules"):
         sqt.quantize(split, exclude=["0.parts.*"])
+
+
+def test_a_bias_that_is_no_parameter_is_kept():
+    """A layer whose bias is a buffer or a plain tensor is kept with the reason: a part could not be handed it."""
+    for hold in (
+        lambda layer, bias: layer.register_buffer("bias", bias),
+        lambda layer, bias: setattr(layer, "bias", bias),
+    ):
+        layer = nn.Linear(4, 3)
+        bias = layer.bias.detach().clone()
+        del layer.bias
+        hold(layer, bias)
+        model, report = sqt.split(nn.Sequential(layer))
+        assert "its bias is no parameter" in report["0"].reason
+        assert model[0] is not layer
+        assert torch.equal(model(torch.zeros(1, 4))[0], bias)
+
+
+def test_children_of_a_parametrized_module_are_seen():
+    """A module with a parametrized parameter does not hide the layers inside of it."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+            self.fc = nn.Linear(4, 4)
+
+    block = Block()
+    parametrize.register_parametrization(block, "scale", nn.Tanh())
+    _, report = sqt.split(nn.Sequential(block))
+    assert report["0.fc"].outcome == "split"
+    assert "is parametrized" in report["0"].reason
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_parts_that_were_replaced_are_named():
+    """Parts that another library made other modules of are neither merged nor a traceback."""
+    split, _ = sqt.split(nn.Sequential(nn.Linear(8, 8)))
+    split[0].parts[1] = nn.Sequential(split[0].parts[1])
+    for convert in (sqt.merge, sqt.split, sqt.quantize):
+        _, report = convert(split)
+        assert report["0"].outcome == "kept"
+    assert "part 1 is a Sequential without a weight of its own" in sqt.merge(split)[1]["0"].reason
+
+
+def test_hooks_on_the_weight_itself_are_not_lost():
+    """A layer whose weight has a gradient hook is kept and named."""
+    layer = nn.Linear(4, 4)
+    layer.weight.register_hook(lambda grad: grad * 0)
+    model = nn.Sequential(layer)
+    _, report = sqt.split(model, inplace=True)
+    assert "has hooks on its weight itself" in report["0"].reason
+
+
+def test_members_of_a_subclass_are_not_lost():
+    """A subclass with methods of its own is kept unless it is asked for."""
+
+    class Own(nn.Linear):
+        def extra(self):
+            return 1
+
+    model = nn.Sequential(Own(4, 4))
+    assert "has members that Linear has not: extra" in sqt.split(model)[1]["0"].reason
+    assert sqt.split(model, include="0")[1]["0"].outcome == "split"
+
+
+def test_a_compiled_model_is_refused():
+    """torch.compile keeps the layers it has seen, so conversion comes first."""
+    with pytest.raises(SpecError, match="convert the model first"):
+        sqt.split(nn.Sequential(torch.compile(nn.Linear(4, 4), backend="eager")), inplace=True)
+
+
+def test_wrong_arguments_are_clear():
+    """A spec that is none is refused; a text is one pattern, not many of one letter."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    with pytest.raises(SpecError, match="spec is 'paper'; expected a QuantSpec"):
+        sqt.split(model, "paper")
+    _, report = sqt.split(model, exclude="1")
+    assert [row.outcome for row in report.modules] == ["split", "kept"]
+
+
+def test_memory_format_is_kept():
+    """A channels_last weight is split into channels_last parts, and merged into one."""
+    model = nn.Sequential(nn.Conv2d(4, 4, 3)).to(memory_format=torch.channels_last)
+    split, _ = sqt.split(model)
+    assert all(part.weight.is_contiguous(memory_format=torch.channels_last) for part in split[0].parts)
+    assert sqt.merge(split)[0][0].weight.is_contiguous(memory_format=torch.channels_last)

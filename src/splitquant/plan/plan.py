@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from math import prod
@@ -101,6 +101,11 @@ class Plan:
     def stored_bytes(self) -> int:
         """Bytes of all tensors after."""
         return sum(tensor.stored_bytes for tensor in self.tensors)
+
+
+def patterns(given: Sequence[str] | str) -> tuple[str, ...]:
+    """Patterns as a tuple; a text is one pattern, not many of one letter."""
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def embedding_spec(choice: QuantSpec | int | str | None) -> QuantSpec | None:

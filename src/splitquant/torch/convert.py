@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import SplitTensor
 from splitquant.errors import SpecError, TensorError
+from splitquant.plan.plan import patterns
 from splitquant.torch.decide import Decision, Wish, decide, modules_with_weights
 from splitquant.torch.layers import attach, detach
 from splitquant.torch.outcome import Converted, ModelReport, ModuleOutcome, Outcome
-from splitquant.torch.own import own_parameters, packed_weight, shown_weight
+from splitquant.torch.own import foreign_part, own_parameters, packed_weight, shown_weight
 from splitquant.torch.packed import PackedWeight
 from splitquant.torch.packing import quantize_tensor
 from splitquant.torch.parts import float_parts, integer_parts, rejoin, values
@@ -31,8 +32,8 @@ SPLIT = QuantSpec(bits=4, clusters=3, strategy="min_error", granularity="tensor"
 def split(
     model: M,
     spec: QuantSpec = SPLIT,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: Sequence[str] | str = (),
+    exclude: Sequence[str] | str = (),
     inplace: bool = False,
 ) -> Converted[M]:
     """Make k parallel float layers of every Linear and convolution; the model computes the same function.
@@ -46,15 +47,16 @@ def split(
     Raises SpecError for a pattern that matches nothing or a model that cannot be copied, TensorError, with the module's
     name, for weights that hold NaN or infinity; the model is then as it was.
     """
-    wish = Wish(replace(spec, layout="parallel"), parallel=True, include=tuple(include), exclude=tuple(exclude))
+    _check_spec(spec)
+    wish = Wish(replace(spec, layout="parallel"), parallel=True, include=patterns(include), exclude=patterns(exclude))
     return _convert(_own(model, inplace), wish, "split", inplace, float_parts)
 
 
 def quantize(
     model: M,
     spec: QuantSpec | None = None,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: Sequence[str] | str = (),
+    exclude: Sequence[str] | str = (),
     inplace: bool = False,
     embeddings: QuantSpec | None = None,
 ) -> Converted[M]:
@@ -67,11 +69,12 @@ def quantize(
     The weights are frozen; gradients still flow to the inputs and the biases.
     """
     spec = QuantSpec() if spec is None else spec
+    _check_spec(spec)
     if embeddings is not None and embeddings.layout == "parallel":
         raise SpecError(
             f"embeddings is {embeddings}; expected the layout 'fused', since a table is looked up and not added"
         )
-    wish = Wish(spec, spec.layout == "parallel", embeddings, tuple(include), tuple(exclude))
+    wish = Wish(spec, spec.layout == "parallel", embeddings, patterns(include), patterns(exclude))
     return _convert(_own(model, inplace), wish, "quantized", inplace, _packed_parts)
 
 
@@ -87,6 +90,10 @@ def merge(model: M, inplace: bool = False) -> Converted[M]:
     for name, module in modules_with_weights(model):
         packed = packed_weight(module)
         if isinstance(module, SplitLayer):
+            foreign = foreign_part(module)
+            if foreign:
+                outcomes[id(module)] = _outcome(name, module, "kept", foreign)
+                continue
             holders = module.weights
         elif packed is not None:
             holders = [packed]
@@ -107,6 +114,13 @@ def merge(model: M, inplace: bool = False) -> Converted[M]:
         outcomes[id(module)] = _outcome(name, new_layers.get(id(module), module), "merged", reason)
     report = _report(model, outcomes)
     return Converted(_replace(model, new_layers, inplace), report)
+
+
+def _check_spec(spec: object) -> None:
+    if not isinstance(spec, QuantSpec):
+        raise SpecError(
+            f"spec is {spec!r}; expected a QuantSpec, for instance splitquant.QuantSpec(bits=4, clusters=3)"
+        )
 
 
 def _convert(
@@ -195,7 +209,7 @@ def _own(model: M, inplace: bool) -> M:
         return model
     try:
         return copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise SpecError(f"the model cannot be copied ({error}); convert it with inplace=True") from error
 
 

@@ -8,16 +8,25 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
+from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.utils import parametrize
 
 from splitquant.core.spec import QuantSpec
 from splitquant.errors import SpecError
-from splitquant.torch.kinds import has_forward_of_its_own, linear_kind, linear_kinds
-from splitquant.torch.own import holds_weights, is_lazy, own_buffers, own_parameters, packed_weight
+from splitquant.torch.kinds import has_forward_of_its_own, linear_kind, linear_kinds, members_of_its_own
+from splitquant.torch.own import (
+    holds_weights,
+    is_lazy,
+    is_packed_by_pytorch,
+    own_buffers,
+    own_parameters,
+    packed_weight,
+)
 from splitquant.torch.split_layer import SplitLayer
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Not hooks before loading: they serve names that a split layer has no more, and weight_norm leaves one behind.
+_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 
 
@@ -50,6 +59,12 @@ class Decision:
 
 def decide(model: nn.Module, wish: Wish) -> tuple[Decision, ...]:
     """Decide about every module with weights, each once; SpecError for a pattern that matches none of them."""
+    for name, module in model.named_modules():
+        if isinstance(module, OptimizedModule):
+            raise SpecError(
+                f"module {name!r} was compiled by torch.compile and would go on with its old layers; convert the model first, "
+                "then compile it"
+            )
     found = list(modules_with_weights(model))
     aliases: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -72,8 +87,10 @@ def modules_with_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if id(module) in inner:
             continue
-        if isinstance(module, SplitLayer) or parametrize.is_parametrized(module):
+        if isinstance(module, SplitLayer) or is_packed_by_pytorch(module):
             inner.update(id(child) for child in module.modules())
+        elif parametrize.is_parametrized(module):
+            inner.update(id(child) for child in module.parametrizations.modules())
         if holds_weights(module):
             yield name, module
 
@@ -106,7 +123,17 @@ def _decide(name: str, module: nn.Module, names: Sequence[str], owners: dict[int
                 f"{type(module).__name__} has a forward of its own, which need not be linear in the weight; "
                 "name it in include if it is"
             )
+        more = members_of_its_own(module, kind)
+        if more and not included:
+            return keep(
+                f"{type(module).__name__} has members that {kind.__name__} has not: {', '.join(more)}; name it in include"
+            )
         held = (*own_parameters(module), *own_buffers(module), *(name for name, _ in module.named_children()))
+        if "bias" in own_buffers(module) or "bias" in module.__dict__:
+            return keep("its bias is no parameter, and cannot be handed to one part")
+        weight = own_parameters(module)["weight"]
+        if any(getattr(weight, hooks, None) for hooks in _TENSOR_HOOKS):
+            return keep("has hooks on its weight itself, which its parts would not have; remove them first")
         others = [found for found in held if found not in ("weight", "bias")]
         if others:
             return keep(f"holds more than weight and bias: {', '.join(others)}")

@@ -32,3 +32,8 @@ def has_forward_of_its_own(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a subclass computes something that `kind` does not, which need not be linear in the weight."""
     methods = ("forward", "_conv_forward", "__call__")
     return any(getattr(type(module), name, None) is not getattr(kind, name, None) for name in methods)
+
+
+def members_of_its_own(module: nn.Module, kind: type[nn.Module]) -> list[str]:
+    """Public methods and class attributes of a subclass that `kind` has not: a split layer would not have them either."""
+    return sorted(name for name in dir(type(module)) if not name.startswith("_") and not hasattr(kind, name))

@@ -27,8 +27,21 @@ def packed_weight(module: nn.Module) -> PackedWeight | None:
 
 
 def is_lazy(module: nn.Module) -> bool:
-    """Whether its parameters get their shapes with the first batch."""
-    return any(isinstance(found, nn.UninitializedParameter) for found in own_parameters(module).values())
+    """Whether its parameters or buffers get their shapes with the first batch."""
+    return any(map(nn.parameter.is_lazy, [*own_parameters(module).values(), *own_buffers(module).values()]))
+
+
+def is_packed_by_pytorch(module: nn.Module) -> bool:
+    """Whether it is one of PyTorch's own quantized layers, which hold their weights as packed objects."""
+    return type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized"))
+
+
+def foreign_part(split: SplitLayer) -> str:
+    """Which part of a split layer is no layer with a weight any more ("" if all are): somebody replaced it."""
+    for number, part in enumerate(split.parts):
+        if "weight" not in own_parameters(part) and packed_weight(part) is None:
+            return f"part {number} is a {type(part).__name__} without a weight of its own: quantized or wrapped by another library"
+    return ""
 
 
 def holds_weights(module: nn.Module) -> bool:
@@ -41,14 +54,14 @@ def holds_weights(module: nn.Module) -> bool:
         or isinstance(module, SplitLayer)
         or packed_weight(module) is not None
         or parametrize.is_parametrized(module)
-        or callable(getattr(type(module), "weight", None))  # quantized layers of PyTorch itself
+        or is_packed_by_pytorch(module)
     )
 
 
 def shown_weight(module: nn.Module) -> torch.Tensor | PackedWeight | None:
     """What a report names the shape and dtype of: the weight, or the largest thing there is."""
     if isinstance(module, SplitLayer):
-        return module.weights[0]
+        return None if foreign_part(module) else module.weights[0]
     if is_lazy(module):
         return None
     parameters = own_parameters(module)

@@ -239,6 +239,10 @@ class PackedWeight(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        for name, plane in self._planes().items():
+            given = state_dict.get(prefix + name)
+            if given is not None and given.dtype != plane.dtype:  # it would be rounded in silence
+                error_msgs.append(f"{prefix}{name} is {given.dtype}; expected {plane.dtype}")
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

@@ -24,8 +24,12 @@ def float_parts(weight: nn.Parameter, split: SplitTensor) -> list[nn.Parameter]:
     cluster = torch.from_numpy(split.unpacked_clusters()).to(weight.device)
     original = weight.detach()
     nothing = torch.zeros((), dtype=original.dtype, device=original.device)
+    # empty_like keeps the memory format (channels_last), which `where` with a contiguous mask would not.
     return [
-        nn.Parameter(torch.where(cluster == c, original, nothing), requires_grad=weight.requires_grad)
+        nn.Parameter(
+            torch.empty_like(original).copy_(torch.where(cluster == c, original, nothing)),
+            requires_grad=weight.requires_grad,
+        )
         for c in range(split.spec.clusters)
     ]
 

@@ -80,7 +80,7 @@ def sister(layer: nn.Module, weight: nn.Parameter | PackedWeight, part: int) -> 
     if isinstance(weight, PackedWeight):
         attach(new, "weight", weight)
     if part > 0 and bias is not None and needs_bias(layer):
-        new.register_buffer("bias", torch.zeros_like(bias, requires_grad=False), persistent=False)
+        new.register_buffer("bias", torch.zeros_like(bias, requires_grad=False))
     else:
         new.register_parameter("bias", bias if part == 0 else None)
     return new
