@@ -333,3 +333,36 @@ def test_memory_format_is_kept():
     split, _ = sqt.split(model)
     assert all(part.weight.is_contiguous(memory_format=torch.channels_last) for part in split[0].parts)
     assert sqt.merge(split)[0][0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_position_tables_are_no_weights():
+    """A matrix in a buffer is taken for somebody's weight only where it is called like one."""
+
+    class Embeddings(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("position_ids", torch.arange(8)[None])
+
+    _, report = sqt.split(nn.Sequential(Embeddings(), nn.Linear(4, 4)))
+    assert [row.name for row in report.modules] == ["1"]
+
+
+def test_a_bias_given_to_another_part_is_not_lost():
+    """A bias that a part got after the split keeps the layer from being merged, with the reason."""
+    split, _ = sqt.split(nn.Sequential(nn.Linear(4, 4)))
+    split[0].parts[1].bias = nn.Parameter(torch.ones(4))
+    merged, report = sqt.merge(split)
+    assert "part 1 was given a bias of its own" in report["0"].reason
+    assert torch.equal(merged(torch.zeros(1, 4)), split(torch.zeros(1, 4)))
+
+
+def test_layers_that_a_mixer_reads_are_kept():
+    """Mamba's mixer reads two of its layers' weights and never calls the layers; they are named."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MambaConfig(
+        vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4, time_step_rank=4
+    )
+    _, report = sqt.split(transformers.MambaForCausalLM(config))
+    for name in ("conv1d", "dt_proj"):
+        assert "MambaMixer reads its weight" in report[f"backbone.layers.0.mixer.{name}"].reason
+    assert report["backbone.layers.0.mixer.in_proj"].outcome == "split"

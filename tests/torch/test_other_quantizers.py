@@ -149,3 +149,16 @@ def test_quanto(model, x, weights, factor, monkeypatch):
     _, report = sqt.split(plain, inplace=True)
     assert [row.outcome for row in report.modules] == ["kept"] * 3
     assert "quantized or distributed by another library" in report["hidden"].reason
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_are_read_after_torchao():
+    """Code that reads the weight of a split layer instead of calling it still works when torchao has quantized the parts."""
+    torchao = pytest.importorskip("torchao.quantization")
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
+    split, _ = sqt.split(layer)
+    torchao.quantize_(split, torchao.Int8WeightOnlyConfig())
+    x = torch.randn(2, 5, 32)
+    with torch.no_grad():
+        assert torch.allclose(split(x), layer(x), atol=0.1)
+        assert split.linear1.weight.shape == (64, 32)

@@ -139,3 +139,31 @@ def test_quantized_twice_or_after_split():
     assert sqt.quantize(quantized).report["0"].reason == "is quantized already; merge it first"
     assert sqt.merge(model).report["0"].reason == "is neither split nor quantized"
     assert sqt.merge(quantized).report["0"].reason == "quantized: the float values of its codes"
+
+
+@pytest.mark.parametrize(
+    "scaled",
+    [
+        lambda w: w * 0.5,
+        lambda w: 2 * w,
+        lambda w: w / 3,
+        lambda w: -w,
+        lambda w: 1 - w,
+        lambda w: w**2,
+        lambda w: abs(w) + w,
+        lambda w: w.mul(2),
+        torch.relu,
+        lambda w: w * (w > 0),
+    ],
+)
+def test_a_forward_that_computes_with_its_weight(scaled):
+    """A layer whose own forward scales or combines its weight works with a packed one, on the decoded values."""
+
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return nn.functional.linear(x, scaled(self.weight), self.bias)
+
+    layer, x = Scaled(16, 8), torch.randn(3, 16)
+    quantized, _ = sqt.quantize(layer)
+    expected = nn.functional.linear(x, scaled(quantized.weight.dequantize()), layer.bias)
+    assert torch.equal(quantized(x), expected)

@@ -76,7 +76,7 @@ def decide(model: nn.Module, wish: Wish) -> tuple[Decision, ...]:
                 f"the pattern {pattern!r} matches none of the {len(names)} modules with weights; "
                 "print the report of a run without it to see their names"
             )
-    owners = dict(_attention_projections(model))
+    owners = dict(_read_as_they_are(model))
     decisions = [_decide(name, module, aliases[id(module)], owners, wish) for name, module in found]
     return tuple(_keep_what_is_tied_to_kept(decisions))
 
@@ -198,10 +198,16 @@ def _not_a_layer(module: nn.Module) -> str:
     return f"{type(module).__name__} holds its weights as buffers or packed: another library quantized it"
 
 
-def _attention_projections(model: nn.Module) -> Iterator[tuple[int, str]]:
+def _read_as_they_are(model: nn.Module) -> Iterator[tuple[int, str]]:
+    """Layers that are never called: the module around them reads their weights, so branches would never run."""
     for module in model.modules():
+        kind = type(module).__name__
         if isinstance(module, nn.MultiheadAttention):
             yield id(module.out_proj), "nn.MultiheadAttention"
+        elif "Mamba" in kind and "Mixer" in kind:
+            for name in ("conv1d", "dt_proj"):
+                if isinstance(getattr(module, name, None), nn.Module):
+                    yield id(getattr(module, name)), kind
 
 
 def _keep_what_is_tied_to_kept(decisions: list[Decision]) -> Iterator[Decision]:

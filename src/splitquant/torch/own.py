@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from splitquant.torch.packed import PackedWeight
 from splitquant.torch.split_layer import SplitLayer
+
+# Position tables and masks are matrices in buffers too; these are what quantizing libraries call theirs.
+_LIKE_WEIGHTS = re.compile(r"weight|codes|packed|^w_|^qw", re.IGNORECASE)
 
 
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -37,10 +42,13 @@ def is_packed_by_pytorch(module: nn.Module) -> bool:
 
 
 def foreign_part(split: SplitLayer) -> str:
-    """Which part of a split layer is no layer with a weight any more ("" if all are): somebody replaced it."""
+    """Which part of a split layer somebody has made something else of since ("" if none)."""
     for number, part in enumerate(split.parts):
         if "weight" not in own_parameters(part) and packed_weight(part) is None:
             return f"part {number} is a {type(part).__name__} without a weight of its own: quantized or wrapped by another library"
+        bias = {**own_buffers(part), **own_parameters(part)}.get("bias")
+        if number > 0 and bias is not None and not bias.is_meta and bool((bias != 0).any()):
+            return f"part {number} was given a bias of its own, and the original layer has one bias; add it to that of part 0"
     return ""
 
 
@@ -50,7 +58,7 @@ def holds_weights(module: nn.Module) -> bool:
         return False
     return (
         bool(own_parameters(module))
-        or any(buffer.ndim >= 2 for buffer in own_buffers(module).values())
+        or any(buffer.ndim >= 2 and _LIKE_WEIGHTS.search(name) for name, buffer in own_buffers(module).items())
         or isinstance(module, SplitLayer)
         or packed_weight(module) is not None
         or parametrize.is_parametrized(module)

@@ -262,6 +262,23 @@ class PackedWeight(nn.Module):
         return {name: plane for name, plane in self._buffers.items() if plane is not None}
 
 
+def _decoding(name: str) -> Callable[..., Any]:
+    def operator(self: PackedWeight, *others: Any) -> Any:
+        return getattr(self.dequantize(), name)(*others)
+
+    operator.__name__ = name
+    return operator
+
+
+# Arithmetic on the decoded weight, for layers that scale or combine theirs in forward. Not `==`: modules are compared and
+# hashed by identity.
+for _name in (
+    *("__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__", "__pow__"),
+    *("__neg__", "__abs__", "__lt__", "__le__", "__gt__", "__ge__"),
+):
+    setattr(PackedWeight, _name, _decoding(_name))
+
+
 def _is_float_tensor(leaf: Any) -> bool:
     return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from splitquant.core.kernels import kernels
 from splitquant.core.rows import to_matrix
@@ -59,8 +60,12 @@ def integer_parts(split: SplitTensor, source: torch.Tensor) -> list[PackedWeight
 
 
 def values(weights: Sequence[nn.Parameter | PackedWeight]) -> list[torch.Tensor]:
-    """Weights as tensors, decoded where they are packed."""
-    return [weight.dequantize() if isinstance(weight, PackedWeight) else weight for weight in weights]
+    """Weights as tensors, decoded where they are packed, by us or (torchao's tensors) by another library."""
+    return [weight.dequantize() if _is_packed(weight) else weight for weight in weights]  # type: ignore[misc]
+
+
+def _is_packed(weight: object) -> bool:
+    return isinstance(weight, PackedWeight) or is_traceable_wrapper_subclass(weight)
 
 
 def join(weights: Sequence[nn.Parameter | PackedWeight]) -> torch.Tensor:
