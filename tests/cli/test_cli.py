@@ -577,3 +577,14 @@ def test_the_folder_one_is_in_is_never_replaced(cli, tmp_path, source, monkeypat
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     refused(cli("quantize", source, "-o", ".", "--force"), 1, "the folder you are in")
+
+
+def test_json_never_overwrites_the_model(cli, tmp_path, source):
+    """--json at the place of the source or of the destination is refused before any work."""
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"a model")
+    for verb in ("quantize", "split"):
+        for place in (model, tmp_path / "out.onnx"):
+            refused(cli(verb, model, "-o", tmp_path / "out.onnx", "--json", place), 1, "choose another --json file")
+    assert model.read_bytes() == b"a model"
+    refused(cli("quantize", source, "-o", tmp_path / "q", "--json", tmp_path / "q"), 1, "choose another --json file")

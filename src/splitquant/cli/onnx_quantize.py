@@ -30,7 +30,7 @@ def run_onnx_quantize(
     verbose: bool,
 ) -> None:
     """Quantize with progress, then the table; `form` is the --format."""
-    check_json_target(json_file)
+    check_json_target(json_file, source, output)
     with byte_progress("quantizing", weight_bytes(source), quiet=quiet) as advance:
         done = sqo.quantize(
             source,

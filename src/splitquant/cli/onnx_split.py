@@ -26,7 +26,7 @@ def run_onnx_split(
     verbose: bool,
 ) -> None:
     """Split with progress, then the table."""
-    check_json_target(json_file)
+    check_json_target(json_file, source, output)
     with byte_progress("splitting", weight_bytes(source), quiet=quiet) as advance:
         done = sqo.split(
             source,

@@ -57,7 +57,7 @@ def run_quantize(
 ) -> None:
     """Plan, then (unless `dry_run`) apply, with progress; then the table and what to do next."""
     resources = Resources(parse_bytes(max_memory), threads, force)
-    check_json_target(json_file)
+    check_json_target(json_file, source, output)
     _, plan = plan_folder(source, recipe)
     if strict:
         _refuse_kept(plan)

@@ -55,9 +55,13 @@ def _byte_progress(title: str, total: int, *, quiet: bool) -> Iterator[Callable[
         yield lambda nbytes: progress.advance(task, nbytes)
 
 
-def check_json_target(target: Path | None) -> None:
-    """Refuse a place for a JSON result that cannot be written, before any work is done."""
-    if target is not None and str(target) != "-" and (target.is_dir() or not target.absolute().parent.is_dir()):
+def check_json_target(target: Path | None, *taken: Path) -> None:
+    """Refuse a place for a JSON result that cannot be written, or that is one of those taken, before any work is done."""
+    if target is None or str(target) == "-":
+        return
+    if any(target.resolve() == other.resolve() for other in taken):
+        raise DestinationError(f"{target}: is the source or the destination itself; choose another --json file")
+    if target.is_dir() or not target.absolute().parent.is_dir():
         raise DestinationError(
             f"{target}: cannot be written (no such folder, or itself a folder); choose another --json file"
         )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from torch import Tensor, nn
+from torch._dynamo.eval_frame import OptimizedModule
 
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import SplitTensor
@@ -130,6 +131,8 @@ def _convert(
     inplace: bool,
     cut: Callable[[nn.Parameter, SplitTensor], Weights],
 ) -> Converted[M]:
+    if inplace:
+        _refuse_compiled(model)
     decisions = decide(model, wish)
     if inplace and wish.parallel and any(d.module is model and d.spec is not None for d in decisions):
         raise SpecError(
@@ -165,6 +168,15 @@ def _convert(
         elif isinstance(parts[0], PackedWeight):
             attach(module, "weight", parts[0])
     return Converted(_replace(model, new_layers, inplace), report)
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, OptimizedModule):
+            raise SpecError(
+                f"module {name!r} was compiled by torch.compile and would go on with its old layers; convert the model first, "
+                "then compile it, or take a copy (inplace=False)"
+            )
 
 
 def _packed_parts(weight: nn.Parameter, cut: SplitTensor) -> list[PackedWeight]:

@@ -8,7 +8,6 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
-from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.utils import parametrize
 
 from splitquant.core.spec import QuantSpec
@@ -59,12 +58,6 @@ class Decision:
 
 def decide(model: nn.Module, wish: Wish) -> tuple[Decision, ...]:
     """Decide about every module with weights, each once; SpecError for a pattern that matches none of them."""
-    for name, module in model.named_modules():
-        if isinstance(module, OptimizedModule):
-            raise SpecError(
-                f"module {name!r} was compiled by torch.compile and would go on with its old layers; convert the model first, "
-                "then compile it"
-            )
     found = list(modules_with_weights(model))
     aliases: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
