@@ -387,6 +387,7 @@ def test_no_damage_gives_a_traceback(tmp_path_factory, pristine, name, at, mask,
     shutil.copytree(pristine / "q", home / "q")
     file = home / "q" / name
     position = int(at * file.stat().st_size)
+    lost = file.read_bytes()[position:] if cut else b""
     if cut:
         file.write_bytes(file.read_bytes()[:position])
     else:
@@ -395,7 +396,7 @@ def test_no_damage_gives_a_traceback(tmp_path_factory, pristine, name, at, mask,
         verify(pristine / "m", home / "q")
     except SplitQuantError:
         return
-    assert not cut
+    assert not lost.strip()  # the last line's end may go
     dequantize(pristine / "q", home / "f1")
     dequantize(home / "q", home / "f2")
     assert read_folder(home / "f1") == read_folder(home / "f2")
