@@ -8,11 +8,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx_models import heavy, matmul
+from typer.testing import CliRunner
 
+from splitquant.cli.main import app
 from splitquant.cli.onnx_quantize import run_onnx_quantize
 from splitquant.cli.onnx_split import run_onnx_split
 from splitquant.cli.onnx_verify import run_onnx_verify
-from splitquant.errors import SourceError
+from splitquant.errors import DestinationError, SourceError, SpecError
 from splitquant.onnx import DEFAULT_SPEC
 
 COMMON = {
@@ -74,3 +76,42 @@ def test_inputs_that_are_no_npz(source, tmp_path):
     run_onnx_split(source, tmp_path / "out.onnx", DEFAULT_SPEC, **COMMON)
     with pytest.raises(SourceError, match=r"m.onnx: is no .npz file"):
         run_onnx_verify(source, tmp_path / "out.onnx", inputs=source, min_sqnr=None, quiet=True)
+
+
+@pytest.mark.parametrize("verb", ["split", "quantize"])
+def test_extensions_in_capitals(tmp_path, verb):
+    """An .ONNX file is an ONNX file to every verb."""
+    onnx.save(matmul(), tmp_path / "M.ONNX", format="protobuf")
+    run = CliRunner().invoke(app, [verb, str(tmp_path / "M.ONNX"), "-o", str(tmp_path / "out.onnx")])
+    assert run.exit_code == 0
+    assert CliRunner().invoke(app, ["verify", str(tmp_path / "M.ONNX"), str(tmp_path / "out.onnx")]).exit_code == 0
+
+
+def test_what_is_for_the_other_kind_of_source(tmp_path):
+    """A folder given to `split`, and --format with a folder, are told."""
+    (tmp_path / "config.json").write_text("{}")
+    run = CliRunner().invoke(app, ["split", str(tmp_path), "-o", str(tmp_path / "out")])
+    assert isinstance(run.exception, SourceError)
+    assert "is a folder" in str(run.exception)
+    run = CliRunner().invoke(app, ["quantize", str(tmp_path), "-o", str(tmp_path / "out"), "--format", "matmulnbits"])
+    assert isinstance(run.exception, SpecError)
+    assert "--format" in str(run.exception)
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "out.onnx"])
+def test_reports_replace_no_model(source, tmp_path, name):
+    """--json at a place of the source or the result is refused."""
+    before = source.read_bytes()
+    with pytest.raises(DestinationError, match="is the source or the destination itself"):
+        run_onnx_split(source, tmp_path / "out.onnx", DEFAULT_SPEC, **(COMMON | {"json_file": tmp_path / name}))
+    assert source.read_bytes() == before
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_checker_that_refuses_both(tmp_path, capsys):
+    """What the checker says of source and result alike is printed."""
+    made = matmul()
+    made.graph.node[0].domain = "ai.onnx"
+    onnx.save(made, tmp_path / "m.onnx")
+    run_onnx_verify(tmp_path / "m.onnx", tmp_path / "m.onnx", inputs=None, min_sqnr=None, quiet=False)
+    assert "the onnx checker refuses both models" in capsys.readouterr().err

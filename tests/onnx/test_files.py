@@ -13,6 +13,7 @@ from onnx_models import heavy, matmul, run, sqnr
 
 import splitquant.onnx as sqo
 from splitquant import QuantSpec
+from splitquant.errors import DestinationError
 from splitquant.onnx import encode
 
 X = heavy((3, 64), 9)
@@ -107,3 +108,14 @@ def test_peak_memory_is_bounded(form, tmp_path):
         check=True,
     )
     assert int(done.stdout) < 320
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "link.onnx"])
+def test_a_small_source_is_never_overwritten(tmp_path, name):
+    """The model file is a file of the source, even where all its weights are read at once."""
+    onnx.save(matmul(heavy((8, 8)), batch=("b", 8)), tmp_path / "m.onnx")
+    (tmp_path / "link.onnx").symlink_to(tmp_path / "m.onnx")
+    before = (tmp_path / "m.onnx").read_bytes()
+    with pytest.raises(DestinationError, match="is a file of the source"):
+        sqo.split(tmp_path / name, tmp_path / "m.onnx", force=True)
+    assert (tmp_path / "m.onnx").read_bytes() == before

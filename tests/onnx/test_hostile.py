@@ -216,3 +216,62 @@ def test_model_in_memory_with_external_data(tmp_path):
     proto = onnx.load(external(tmp_path), load_external_data=False)
     with pytest.raises(SourceError, match="give the path of its file"):
         sqo.split(proto)
+
+
+def _nested(depth, calls=10):
+    """Functions that call the next one so often each; depth 0 calls itself."""
+    made = matmul()
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    for level in range(max(1, depth)):
+        last = depth > 0 and level == depth - 1
+        called = "Relu" if last else f"F{level + 1 if depth else 0}"
+        names = ["a", *(f"t{at}" for at in range(calls - 1)), "b"]
+        nodes = [
+            helper.make_node(called, [names[at]], [names[at + 1]], domain="" if last else "local")
+            for at in range(calls)
+        ]
+        made.functions.append(helper.make_function("local", f"F{level}", ["a"], ["b"], nodes, imports))
+    made.opset_import.append(imports[1])
+    made.graph.node[0].output[0] = "h"
+    made.graph.node.append(helper.make_node("F0", ["h"], ["y"], domain="local"))
+    return made
+
+
+def test_functions_that_expand(tmp_path):
+    """Functions that would expand to millions of nodes, or for ever, are refused before they are."""
+    assert len(sqo.split(_nested(2)).model.graph.node) > 100
+    refused(written(tmp_path, _nested(8)), "its local functions expand to [0-9]+ nodes")
+    refused(written(tmp_path, _nested(0)), "call themselves")
+
+
+@pytest.mark.parametrize("place", ["attribute", "sparse"])
+def test_external_data_anywhere_else(tmp_path, place):
+    """A tensor that would not be copied must not point to a file."""
+    proto = matmul()
+    if place == "attribute":
+        node = helper.make_node("ConstantOfShape", ["s"], ["c"], value=helper.make_tensor("v", 1, [1], [1.0]))
+        proto.graph.node.append(node)
+        proto.graph.initializer.append(numpy_helper.from_array(np.array([2], np.int64), "s"))
+        tensor = proto.graph.node[-1].attribute[0].t
+    else:
+        values, indices = (
+            numpy_helper.from_array(np.ones(2, np.float32), "v"),
+            numpy_helper.from_array(np.arange(2), "i"),
+        )
+        proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [48]))
+        tensor = proto.graph.sparse_initializer[0].values
+    tensor.ClearField("raw_data")
+    tensor.ClearField("float_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="/etc/passwd")
+    refused(written(tmp_path, proto), "tensor 'v' has external data, and is neither")
+
+
+def test_links_where_the_output_grows(tmp_path):
+    """A link at a name that could be foreseen is not written through."""
+    (tmp_path / "victim").write_text("precious")
+    for name in (".out.onnx.partial", ".out.onnx.data.partial"):
+        (tmp_path / name).symlink_to(tmp_path / "victim")
+    sqo.split(matmul(), tmp_path / "out.onnx")
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert not (tmp_path / "out.onnx").is_symlink()

@@ -191,3 +191,29 @@ def test_all_zero_and_constant_weights():
             x = heavy((3, 64), 3)
             np.testing.assert_allclose(run(done.model, {"x": x})[0], x @ weight, atol=0.02)
     assert FLOAT == 1
+
+
+@pytest.mark.parametrize("opset", [7, 10, 11])
+@pytest.mark.parametrize("form", ["float", "qdq", "matmulnbits"])
+def test_gemm_of_old_opsets(form, opset):
+    """A Gemm that must have a bias, or a Sum that does not broadcast, is the same function as elsewhere."""
+    node = helper.make_node("Gemm", ["x", "W", "c"], ["y"], name="fc", beta=0.5, alpha=2.0)
+    weights = {"W": heavy((64, 48)), "c": heavy((48,), 1)}
+    made = model([node], [value("x", [3, 64])], [value("y", [3, 48])], weights, opset=opset)
+    done = sqo.split(made) if form == "float" else sqo.quantize(made, format=form)
+    onnx.checker.check_model(done.model)
+    feeds = {"x": heavy((3, 64), 9)}
+    assert sqnr(run(made, feeds)[0], run(done.model, feeds)[0]) > (100 if form == "float" else 15)
+
+
+@pytest.mark.parametrize("form", ["qdq", "matmulnbits"])
+@pytest.mark.parametrize("size", [1e-5, 1e-6])
+def test_dead_channels_in_float16(form, size):
+    """A channel whose scale float16 cannot hold gets the least scale that it can; the others stay as good as they are."""
+    weight = heavy((256, 64), dtype=np.float16)
+    weight[:, 3] = heavy((256,), 2) * 10 * size
+    made = matmul(weight, batch=("b", 256))
+    feeds = {"x": heavy((3, 256), 9, np.float16)}
+    wanted, got = run(made, feeds)[0], run(sqo.quantize(made, format=form).model, feeds)[0]
+    assert sqnr(wanted, got) > 15
+    assert np.abs(got[:, 3].astype(np.float64) - wanted[:, 3]).max() < 1e-3

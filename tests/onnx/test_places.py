@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import onnx
 import pytest
@@ -239,3 +241,90 @@ def test_a_quantized_model_is_not_quantized_again():
     assert {node.reason for node in done.report.nodes if node.op_type == "MatMul"} == {
         "the weight is quantized already; use the float model it was made from"
     }
+
+
+@pytest.mark.parametrize("opset", [7, 9, 12])
+def test_models_of_ir_version_3(opset):
+    """Initializers among the inputs, in a model of the IR version that demands that, are constants in every form."""
+    node = helper.make_node("Gemm", ["x", "W", "c"], ["y"], name="fc")
+    inputs = [value("x", ["b", 64]), value("W", [64, 48]), value("c", [48])]
+    made = model([node], inputs, [value("y", ["b", 48])], {"W": heavy((64, 48)), "c": heavy((48,))}, opset=opset)
+    made.ir_version = 3
+    near(made, sqo.split(made), least=100)
+    near(made, sqo.quantize(made))
+    near(made, sqo.quantize(made, format="matmulnbits"))
+
+
+@pytest.mark.parametrize("form", ["qdq", "matmulnbits"])
+def test_names_that_scales_would_have(form):
+    """New tensors get names that no other tensor has."""
+    made = matmul()
+    for name in ("W.part0.scale", "W.part1.zero_point", "W.part2"):
+        made.graph.initializer.append(numpy_helper.from_array(np.full(48, 7, np.float32), name))
+        made.graph.node.add(op_type="Identity", input=[name], output=[f"{name}.out"])
+        made.graph.output.append(value(f"{name}.out", [48]))
+    done = sqo.quantize(made, format=form)
+    names = [proto.name for proto in done.model.graph.initializer]
+    assert len(names) == len(set(names))
+    near(made, done)
+
+
+def test_functions_of_another_opset():
+    """A local function that was written for another opset is inlined too."""
+    made = matmul()
+    body = [helper.make_node("MatMul", ["a", "w"], ["b"], name="inner")]
+    made.functions.append(
+        helper.make_function("local", "Block", ["a", "w"], ["b"], body, [helper.make_opsetid("", 13)])
+    )
+    made.opset_import.append(helper.make_opsetid("local", 1))
+    made.graph.node[0].CopyFrom(helper.make_node("Block", ["x", "W"], ["y"], domain="local"))
+    done = sqo.quantize(made)
+    assert [node.op_type for node in done.report.converted] == ["MatMul"]
+    assert "1 local functions were inlined" in done.report.notes[0]
+    near(made, done)
+
+
+def test_long_chains_before_a_weight():
+    """A weight behind more nodes than Python calls may nest is found."""
+    names = ["W", *(f"w{number}" for number in range(1500))]
+    nodes = [helper.make_node("Identity", [a], [b]) for a, b in itertools.pairwise(names)]
+    made = matmul()
+    made.graph.node[0].input[1] = names[-1]
+    for node in reversed(nodes):
+        made.graph.node.insert(0, node)
+    assert len(sqo.split(made).report.converted) == 1
+
+
+def test_patterns_match_the_output_of_a_constant_node():
+    """The name that the report shows for a Constant node's unnamed tensor is the one that patterns and errors take."""
+    weight = heavy((64, 48))
+    constant = helper.make_node("Constant", [], ["W"], value=numpy_helper.from_array(weight))
+    nodes = [constant, helper.make_node("MatMul", ["x", "W"], ["y"], name="fc")]
+    made = model(nodes, [value("x", ["b", 64])], [value("y", ["b", 48])])
+    assert not sqo.split(made, exclude=["W"]).report.converted
+    weight[0, 0] = np.nan
+    made.graph.node[0].attribute[0].t.CopyFrom(numpy_helper.from_array(weight))
+    with pytest.raises(TensorError, match=r"tensor 'W' holds NaN.*--exclude 'W'"):
+        sqo.split(made)
+
+
+def test_functions_that_cannot_be_inlined(monkeypatch):
+    """A local function that the inliner leaves is kept with its weights, and a note says so."""
+    monkeypatch.setattr("onnx.inliner.inline_local_functions", lambda given, **_: given)
+    made = matmul()
+    body = [helper.make_node("Identity", ["a"], ["b"])]
+    made.functions.append(helper.make_function("local", "Block", ["a"], ["b"], body, [helper.make_opsetid("", 13)]))
+    made.opset_import.append(helper.make_opsetid("local", 1))
+    assert "1 local functions stay as they are" in sqo.split(made).report.notes[0]
+
+
+def test_metadata_survives_the_converter():
+    """A raised opset keeps the metadata of the model, its graph and its nodes."""
+    made = matmul(opset=17)
+    made.graph.node[0].output[0] = "h"
+    made.graph.node.append(helper.make_node("Relu", ["h"], ["y"], name="relu"))
+    for part in (made, made.graph, made.graph.node[1]):
+        part.metadata_props.add(key="made", value="by us")
+    done = sqo.quantize(made).model
+    for part in (done, done.graph, done.graph.node[-1]):
+        assert [entry.value for entry in part.metadata_props] == ["by us"]

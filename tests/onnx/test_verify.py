@@ -92,3 +92,52 @@ def test_missing_onnx_is_told():
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert "MissingExtraError" in done.stdout
     assert "splitquant[onnx]" in done.stdout
+
+
+def _sequence(weight):
+    nodes = [
+        helper.make_node("MatMul", ["x", "W"], ["y"]),
+        helper.make_node("SequenceConstruct", ["y", "y"], ["s"]),
+    ]
+    return model(nodes, [value("x", ["b", 64])], [helper.make_tensor_sequence_value_info("s", 1, None)], {"W": weight})
+
+
+def test_sequences_are_compared():
+    """The tensors of a sequence count like any other output."""
+    made = _sequence(heavy((64, 48)))
+    assert sqo.verify(made, made, min_sqnr=100).worst_sqnr_db > 100
+    with pytest.raises(VerifyError, match="output 's' has an SQNR of"):
+        sqo.verify(made, _sequence(heavy((64, 48), 1)), min_sqnr=20)
+
+
+def test_text_is_compared():
+    """Text must be the same."""
+
+    def made(text):
+        nodes = [
+            helper.make_node("MatMul", ["x", "W"], ["y"]),
+            helper.make_node("Constant", [], ["t"], value_strings=[text]),
+        ]
+        return model(
+            nodes, [value("x", ["b", 64])], [value("y", ["b", 48]), value("t", [1], 8)], {"W": heavy((64, 48))}
+        )
+
+    sqo.verify(made("a"), made("a"))
+    with pytest.raises(VerifyError, match="output 't' holds other text"):
+        sqo.verify(made("a"), made("b"))
+
+
+def test_outputs_that_cannot_be_compared():
+    """Where the source makes nothing finite, or the bound is NaN, verify fails instead of passing."""
+    made = matmul(np.full((64, 48), np.nan, np.float32))
+    with pytest.raises(VerifyError, match="nothing can be compared"):
+        sqo.verify(made, matmul())
+    with pytest.raises(SpecError, match="min_sqnr is NaN"):
+        sqo.verify(matmul(), matmul(), min_sqnr=float("nan"))
+
+
+def test_verify_takes_files(tmp_path):
+    """A folder, or a path with nothing there, is named."""
+    for path in (tmp_path, tmp_path / "nothing.onnx"):
+        with pytest.raises(SourceError, match=r"is no file; expected an .onnx model"):
+            sqo.verify(matmul(), path)

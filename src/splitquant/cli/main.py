@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from splitquant import __version__
-from splitquant.errors import SpecError, SplitQuantError
+from splitquant.errors import SourceError, SpecError, SplitQuantError
 
 app = typer.Typer(
     name="splitquant",
@@ -38,6 +38,10 @@ Json = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Also list every tensor.")]
+
+
+def _is_onnx(source: Path) -> bool:
+    return source.suffix.lower() == ".onnx"
 
 
 class Preset(StrEnum):
@@ -103,8 +107,11 @@ def quantize(
         list[str] | None, typer.Option(metavar="PATTERN", help="Keep these tensors as they are.")
     ] = None,
     form: Annotated[
-        OnnxFormat, typer.Option("--format", help="Of .onnx: qdq (standard operators) or matmulnbits (ONNX Runtime's).")
-    ] = OnnxFormat.qdq,
+        OnnxFormat | None,
+        typer.Option(
+            "--format", help="Of .onnx: qdq (standard operators) or matmulnbits (ONNX Runtime's). [default: qdq]"
+        ),
+    ] = None,
     preset: Annotated[
         Preset, typer.Option(help="paper: SplitQuantV2 as published (k=3, kmeans, per tensor, zero in range, INT4).")
     ] = Preset.best,
@@ -126,7 +133,7 @@ def quantize(
     from splitquant.api import recipe_of
     from splitquant.cli.quantize import Choices, run_quantize
 
-    if source.suffix == ".onnx":
+    if _is_onnx(source):
         from splitquant.cli.onnx_quantize import run_onnx_quantize
 
         if dry_run or strict:
@@ -136,7 +143,7 @@ def quantize(
             source,
             output,
             choices.spec(paper=preset is Preset.paper),
-            form=form.value,
+            form=(form or OnnxFormat.qdq).value,
             embeddings=embeddings,
             include=include or (),
             exclude=exclude or (),
@@ -148,6 +155,8 @@ def quantize(
             verbose=verbose,
         )
         return
+    if form is not None:
+        raise SpecError(f"--format is of .onnx files, and {source} is none; leave it out")
     choices = Choices(bits, clusters, strategy, granularity, layout, symmetric)
     run_quantize(
         source,
@@ -192,6 +201,8 @@ def split(
     from splitquant.cli.onnx_split import run_onnx_split
     from splitquant.core.spec import QuantSpec
 
+    if source.is_dir():
+        raise SourceError(f"{source}: is a folder; split takes an .onnx file, and quantize takes folders")
     spec = QuantSpec(clusters=clusters, strategy=strategy.value, granularity=granularity, layout="parallel")
     run_onnx_split(
         source,
@@ -238,7 +249,7 @@ def verify(
 
     Folders: nothing missing, every checksum right, every error figure recomputed. ONNX: both models run and are compared.
     """
-    if source.suffix == ".onnx":
+    if _is_onnx(source):
         from splitquant.cli.onnx_verify import run_onnx_verify
 
         run_onnx_verify(source, quantized, inputs=inputs, min_sqnr=min_sqnr, quiet=quiet)

@@ -34,7 +34,10 @@ def run_onnx_verify(source: Path, converted: Path, *, inputs: Path | None, min_s
             f"{result.branches} low-bit branches: {result.in_kernels} use a low-bit kernel of ONNX Runtime, "
             f"{result.dequantized} are dequantized in every run, {result.folded} once at load",
         )
-    say("the onnx checker accepts the model")
+    if result.refusal:
+        say(f"the onnx checker refuses both models: {result.refusal}")
+    else:
+        say("the onnx checker accepts the model")
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

@@ -19,13 +19,13 @@ from splitquant.errors import TensorError
 from splitquant.onnx.dtypes import name_of
 from splitquant.onnx.encode import PartPlaces, encode_weight
 from splitquant.onnx.forms import Piece
-from splitquant.onnx.opset import inline_functions, least_ir_version, raise_opset
+from splitquant.onnx.opset import inline_functions, least_ir_version, opset_of, raise_opset
 from splitquant.onnx.options import DEFAULT_SPEC, Format, Options
 from splitquant.onnx.plan import NodePlan, kept_sparse, kept_weights, needed_opset, plan_nodes
 from splitquant.onnx.prune import prune
 from splitquant.onnx.report import NodeOutcome, OnnxReport
 from splitquant.onnx.rewrite import MICROSOFT, PartNames, branches
-from splitquant.onnx.scopes import Constant, Scope, open_scopes, value_of
+from splitquant.onnx.scopes import Scope, open_scopes, value_of
 from splitquant.onnx.sink import Place, Sink
 from splitquant.onnx.source import Source, is_stripped
 from splitquant.onnx.stored import StoredTensor
@@ -120,7 +120,7 @@ def convert(
             plans = plan_nodes(scopes, options)
         target = None
         if out_path is not None:
-            target = stack.enter_context(Target(Path(out_path), source.files.paths, force=resources.force))
+            target = stack.enter_context(Target(Path(out_path), source.paths, force=resources.force))
         job = _Job(source, scopes, plans, target, stack)
         outcomes = job.apply(resources.budget(len(plans)), advance)
         graph = job.finish()
@@ -160,20 +160,21 @@ class _Job:
         """Put the branches into the graphs, then write all weights."""
         first: dict[tuple[object, ...], NodePlan] = {}
         replacement: dict[int, list[NodeProto]] = {}
+        opset = opset_of(self._source.proto)
         for plan in self._plans:
             if plan.form is None:
                 continue
             if plan.key not in self._units:
                 first[plan.key] = plan
                 self._units[plan.key] = self._unit(plan)
-            replacement[id(plan.node)] = branches(plan, self._units[plan.key].names, self._fresh)
+            replacement[id(plan.node)] = branches(plan, self._units[plan.key].names, self._fresh, opset)
         done = self._encode(budget, advance)
         outcomes = [
             _outcome(plan, done.get(plan.key) if plan.form else None, plan.form is None or first[plan.key] is plan)
             for plan in self._plans
         ]
         weights = [plan.weight for plan in self._plans if plan.weight is not None]
-        seen = {(id(weight.owner), name) for weight in weights for name in _names_of(weight)}
+        seen = {(id(weight.owner), name) for weight in weights for name in weight.names}
         outcomes += [*kept_weights(self._scopes, seen), *kept_sparse(self._scopes)]
         self._replace(replacement)
         return tuple(outcomes)
@@ -212,7 +213,7 @@ class _Job:
         assert form is not None
         names, places = [], []
         for c in range(form.parts):
-            base = self._fresh(f"{_base_name(plan)}.part{c}")
+            base = self._fresh(f"{_base_name(plan)}.part{c}", tuple(piece.suffix for piece in form.pieces))
             made = {piece.suffix: self._tensor(plan.owner, base, piece) for piece in form.pieces}
             named = {suffix: proto.name for suffix, (proto, _) in made.items()}
             names.append(PartNames(base, named.get(".scale", ""), named.get(".zero_point", "")))
@@ -222,18 +223,18 @@ class _Job:
 
     def _tensor(self, owner: Scope, base: str, piece: Piece) -> tuple[TensorProto, Place]:
         name = base + piece.suffix
-        self._taken.add(name)
         proto = owner.graph.initializer.add(name=name, data_type=piece.data_type, dims=piece.shape)
         place = self._sink.place(piece.nbytes)
         self._new.append((proto, place))
         return proto, place
 
-    def _fresh(self, name: str) -> str:
+    def _fresh(self, name: str, suffixes: Sequence[str] = ("",)) -> str:
+        """A name that, with each of the suffixes, is free; taken from then on."""
         found, number = name, 1
-        while found in self._taken:
+        while not self._taken.isdisjoint(found + suffix for suffix in suffixes):
             number += 1
             found = f"{name}_{number}"
-        self._taken.add(found)
+        self._taken.update(found + suffix for suffix in suffixes)
         return found
 
     def _encode(
@@ -242,13 +243,13 @@ class _Job:
         def work(unit: _Unit) -> ErrorFigures:
             form = unit.plan.form
             assert form is not None
-            tensor = form.layer.weight.tensor
+            tensor, name = form.layer.weight.tensor, _base_name(unit.plan)
             try:
                 figures = encode_weight(form, unit.places, budget)
             except TensorError as error:
                 raise TensorError(
-                    f"{self._source.label}: tensor {tensor.name!r} {error}; repair the model, or keep this tensor as it is "
-                    f"with --exclude {tensor.name!r}"
+                    f"{self._source.label}: tensor {name!r} {error}; repair the model, or keep this tensor as it is "
+                    f"with --exclude {name!r}"
                 ) from None
             advance(tensor.nbytes)
             return figures
@@ -258,7 +259,7 @@ class _Job:
         return dict(zip(self._units, figures, strict=True))
 
     def _replace(self, replacement: dict[int, list[NodeProto]]) -> None:
-        replaced = {name for plan in self._plans if plan.form and plan.weight for name in _names_of(plan.weight)}
+        replaced = {name for plan in self._plans if plan.form and plan.weight for name in plan.weight.names}
         for scope in self._scopes:
             _put_in_place(scope.graph, replacement)
         prune(self._scopes, replaced)
@@ -282,14 +283,9 @@ def _put_in_place(graph: GraphProto, replacement: Mapping[int, Sequence[NodeProt
     graph.node.sort(key=lambda node: order[id(node)])
 
 
-def _names_of(weight: Constant) -> set[str]:
-    """Under which names its owner knows a constant (a Constant node's is known by the node's output)."""
-    return {name for name, tensor in weight.owner.constants.items() if tensor is weight.tensor}
-
-
 def _base_name(plan: NodePlan) -> str:
     assert plan.weight is not None
-    return plan.weight.tensor.name or min(_names_of(plan.weight), default=plan.label)
+    return plan.weight.tensor.name or min(plan.weight.names, default=plan.label)
 
 
 def _outcome(plan: NodePlan, figures: ErrorFigures | None, first: bool) -> NodeOutcome:
@@ -330,6 +326,7 @@ def _all_names(scopes: Sequence[Scope]) -> set[str]:
     for scope in scopes:
         names |= scope.constants.keys() | scope.producers.keys() | scope.inputs
         names |= {node.name for node in scope.graph.node}
+        names |= {proto.values.name for proto in scope.graph.sparse_initializer}
     return names
 
 

@@ -45,6 +45,7 @@ _CHUNK_WEIGHTS = 1 << 19  # what is worked on at a time: small enough for the ca
 _WORK_BYTES = 24  # per weight of such a chunk, generously
 _STEP = 8
 _SURVEY_CHUNKS = 8  # a survey needs no scratch memory, and each one's histogram costs a merge
+_LEAST_HALF = 64 * 2.0**-24  # float16 holds every number above within 1 %
 _SCRATCH = Buffers()  # each thread converts one weight at a time, in the same memory
 
 
@@ -64,6 +65,7 @@ def encode_weight(form: Form, places: Sequence[PartPlaces], budget: MemoryBudget
     """
     reader = _Reader(form, budget)
     grid, row_scales = _solved(form, reader)
+    row_scales = _within_half(row_scales, grid, form)
     writer = _Writer(form, grid, places)
     errors: list[ErrorSums] = []
     for span in reader.spans():
@@ -323,6 +325,20 @@ def _zero_points(form: Form, grid: Grid) -> list[int]:
 
 def _packed(values: U8, bits: int) -> U8:
     return values if bits == 8 else kernels().pack(np.ascontiguousarray(values), bits)
+
+
+def _within_half(row_scales: F32 | None, grid: Grid, form: Form) -> F32 | None:
+    """Raise the scales of rows that are too small for float16 (dead channels) to the least that it holds well.
+
+    Only where another row has a coarser scale still; where all are too small, `_as_scale_type` refuses.
+    """
+    used = grid.scale[grid.scale > 0]
+    if row_scales is None or form.name == "float" or form.scale_type != TensorProto.FLOAT16 or used.size == 0:
+        return row_scales
+    least = np.float32(_LEAST_HALF / float(used.min()))
+    if row_scales.max(initial=0.0) <= least:
+        return row_scales
+    return np.where((row_scales > 0) & (row_scales < least), least, row_scales)
 
 
 def _as_scale_type(scale: F32, form: Form) -> NDArray[Any]:

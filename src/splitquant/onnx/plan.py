@@ -164,7 +164,7 @@ def _why_kept(weight: Constant, reader: NodeProto | None) -> str:
 
 def _decide(layer: Layer, label: str, options: Options) -> tuple[Form | None, str]:
     weight = layer.weight
-    wanted, why = options.wants((label, weight.tensor.name))
+    wanted, why = options.wants((label, weight.tensor.name, *weight.names))
     if not wanted:
         return None, why
     kinds = weight.kinds

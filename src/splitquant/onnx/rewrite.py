@@ -18,6 +18,8 @@ from splitquant.onnx.plan import NodePlan
 
 Names = Callable[[str], str]
 MICROSOFT = "com.microsoft"
+_OPTIONAL_BIAS = 11  # the first opset in which a Gemm needs no bias
+_BROADCAST_SUM = 8  # the first in which the terms of a Sum may have different shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +31,17 @@ class PartNames:
     zero_point: str = ""
 
 
-def branches(plan: NodePlan, parts: Sequence[PartNames], fresh: Names) -> list[NodeProto]:
+def branches(plan: NodePlan, parts: Sequence[PartNames], fresh: Names, opset: int) -> list[NodeProto]:
     """The nodes that take the place of `plan.node`; the last of them makes what that node made.
 
-    fresh: turns a name into one that the model does not have yet.
+    fresh: turns a name into one that the model does not have yet. opset: of the model, for what older ones lack.
     """
     form = plan.form
     assert form is not None
     if form.name == "Gather":
         return _gathered(plan, parts[0], fresh)
     if form.layer.kind == "gemm" and form.name != "float":
-        return _gemm(plan, parts, fresh)
+        return _gemm(plan, parts, fresh, opset)
     node, nodes, outputs = plan.node, list[NodeProto](), list[str]()
     single = len(parts) == 1
     for c, part in enumerate(parts):
@@ -55,15 +57,25 @@ def branches(plan: NodePlan, parts: Sequence[PartNames], fresh: Names) -> list[N
         branch.name = label
         branch.output[0] = output
         branch.input[form.layer.slot] = weight
-        if c > 0 and len(branch.input) > 2:
-            del branch.input[2:]  # the bias is in the first branch
+        if c > 0 and len(branch.input) > 2:  # the bias is in the first branch
+            if form.layer.kind == "gemm" and opset < _OPTIONAL_BIAS:
+                _without_beta(branch)
+            else:
+                del branch.input[2:]
         nodes.append(branch)
     if not single:
         nodes.append(helper.make_node("Sum", outputs, [node.output[0]], name=fresh(f"{plan.label}.sum")))
     return nodes
 
 
-def _gemm(plan: NodePlan, parts: Sequence[PartNames], fresh: Names) -> list[NodeProto]:
+def _without_beta(gemm: NodeProto) -> None:
+    """Drop the bias of a Gemm by its factor."""
+    kept = [attribute for attribute in gemm.attribute if attribute.name != "beta"]
+    del gemm.attribute[:]
+    gemm.attribute.extend([*kept, helper.make_attribute("beta", 0.0)])
+
+
+def _gemm(plan: NodePlan, parts: Sequence[PartNames], fresh: Names, opset: int) -> list[NodeProto]:
     """Gemm as MatMul branches: `alpha * sum(A' part) + beta * C`."""
     form, node = plan.form, plan.node
     assert form is not None
@@ -90,7 +102,12 @@ def _gemm(plan: NodePlan, parts: Sequence[PartNames], fresh: Names) -> list[Node
         terms = [_scaled(plan, total, alpha, "alpha", nodes, fresh)]
     bias = node.input[2] if len(node.input) > 2 else ""
     if bias and beta != 0.0:
-        terms.append(bias if beta == 1.0 else _scaled(plan, bias, beta, "beta", nodes, fresh))
+        bias = bias if beta == 1.0 else _scaled(plan, bias, beta, "beta", nodes, fresh)
+        if opset < _BROADCAST_SUM:
+            total = _summed(terms, f"{plan.label}.sum", nodes, fresh)
+            nodes.append(helper.make_node("Add", [total, bias], [node.output[0]], name=fresh(f"{plan.label}.bias")))
+            return nodes
+        terms.append(bias)
     last = "Sum" if len(terms) > 1 else "Identity"
     nodes.append(helper.make_node(last, terms, [node.output[0]], name=fresh(f"{plan.label}.sum")))
     return nodes

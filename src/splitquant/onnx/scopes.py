@@ -19,6 +19,7 @@ from splitquant.onnx.stored import StoredTensor
 
 STANDARD = ("", "ai.onnx")
 _LARGEST_DEPTH = 64
+_THROUGH = ("Transpose", "Cast", "Identity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,11 @@ class Constant:
     def shape(self) -> tuple[int, ...]:
         """Its shape as the node sees it."""
         return tuple(self.tensor.shape[axis] for axis in self.perm)
+
+    @property
+    def names(self) -> set[str]:
+        """Under which names its owner knows it (a Constant node's is known by the node's output)."""
+        return {name for name, tensor in self.owner.constants.items() if tensor is self.tensor}
 
     @property
     def data_type(self) -> int:
@@ -65,14 +71,23 @@ class Scope:
 
     def constant(self, name: str) -> Constant | None:
         """The constant that a name stands for here, or None."""
-        if name in self.constants:
-            tensor = self.constants[name]
-            return Constant(tensor, self, tuple(range(len(tensor.shape))))
-        if name in self.producers:
-            return _through(self.producers[name], self)
-        if name in self.inputs or self.parent is None:
-            return None
-        return self.parent.constant(name)
+        scope, way = self, list[tuple[NodeProto, Scope]]()
+        while name not in scope.constants:
+            node = scope.producers.get(name)
+            if node is not None:
+                if node.domain not in STANDARD or node.op_type not in _THROUGH or len(node.input) != 1:
+                    return None
+                way.append((node, scope))
+                name = node.input[0]
+            elif name in scope.inputs or scope.parent is None:
+                return None
+            else:
+                scope = scope.parent
+        tensor = scope.constants[name]
+        found = Constant(tensor, scope, tuple(range(len(tensor.shape))))
+        for node, inner in reversed(way):
+            found = _through(node, inner, found)
+        return found
 
 
 def open_scopes(source: Source) -> list[Scope]:
@@ -149,12 +164,7 @@ def _open(
             raise SourceError(f"{label} returns {value.name!r}, which nothing makes; export the model again")
 
 
-def _through(node: NodeProto, scope: Scope) -> Constant | None:
-    if node.domain not in STANDARD or node.op_type not in ("Transpose", "Cast", "Identity") or len(node.input) != 1:
-        return None
-    inner = scope.constant(node.input[0])
-    if inner is None:
-        return None
+def _through(node: NodeProto, scope: Scope, inner: Constant) -> Constant:
     attributes = {attribute.name: attribute for attribute in node.attribute}
     perm, casts = inner.perm, inner.casts
     if node.op_type == "Transpose":

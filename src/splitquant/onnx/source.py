@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from google.protobuf.message import DecodeError, EncodeError
-from onnx import GraphProto, ModelProto, TensorProto
+from google.protobuf.message import DecodeError, EncodeError, Message
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from splitquant.errors import SourceError
 from splitquant.onnx.dtypes import nbytes_of
@@ -42,6 +43,7 @@ class Source:
                 self.proto = _parsed(self.path, skeleton.model)
                 spans = skeleton.spans
             self._refuse_other()
+            self._refuse_hidden_files()
             self.tensors = self._detach(spans)
         except BaseException:
             self.files.close()
@@ -58,6 +60,11 @@ class Source:
         return inline_tensor(proto, where)
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files of the model: its own, and the external data that was opened."""
+        return self.files.paths if self.path is None else (self.path, *self.files.paths)
+
+    @property
     def has_external_data(self) -> bool:
         """Whether the model came with external data."""
         return any(path != self.path for path in self.files.paths)
@@ -69,6 +76,15 @@ class Source:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.files.close()
+
+    def _refuse_hidden_files(self) -> None:
+        """SourceError for external data in a tensor that is neither an initializer nor the value of a Constant."""
+        for tensor in _hidden_tensors(self.proto):
+            if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+                raise SourceError(
+                    f"{self.label}: tensor {tensor.name!r} has external data, and is neither an initializer nor a Constant; "
+                    "save the model again with this tensor inside"
+                )
 
     def _refuse_other(self) -> None:
         if not self.proto.HasField("graph") or not self.proto.opset_import:
@@ -100,6 +116,23 @@ class Source:
         assert self.path is not None
         file = self.files.at(self.path)
         return StoredTensor(proto.name, proto.data_type, tuple(proto.dims), expected, None, file, span.offset)
+
+
+def _hidden_tensors(message: Message, *, known: bool = False) -> Iterator[TensorProto]:
+    """All tensors in a message, but for initializers and the values of Constant nodes."""
+    if isinstance(message, TensorProto):
+        if not known:
+            yield message
+        return
+    constant = isinstance(message, NodeProto) and message.op_type == "Constant" and message.domain in ("", "ai.onnx")
+    for field, content in message.ListFields():
+        if field.message_type is None:
+            continue
+        inside = isinstance(message, GraphProto) and field.name == "initializer"
+        for one in content if isinstance(content, Iterable) else (content,):
+            if constant and isinstance(one, AttributeProto) and one.name == "value":
+                continue
+            yield from _hidden_tensors(one, known=inside)
 
 
 def strip(proto: TensorProto) -> None:

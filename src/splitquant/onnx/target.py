@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +21,10 @@ class Target:
     def __init__(self, path: Path, sources: tuple[Path, ...], *, force: bool) -> None:
         self.path = path
         self.data_path = path.with_name(f"{path.name}.data")
-        self.growing = path.with_name(f".{path.name}.partial")
-        self.growing_data = path.with_name(f".{path.name}.data.partial")
+        # Names that nobody can foresee: no link lies in wait there, and no other run writes there.
+        run = secrets.token_hex(8)
+        self.growing = path.with_name(f".{path.name}.{run}.partial")
+        self.growing_data = path.with_name(f".{path.name}.data.{run}.partial")
         self._check(sources, force=force)
 
     @property

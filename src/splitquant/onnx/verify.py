@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from splitquant.errors import MissingExtraError, SourceError, VerifyError
+from splitquant.errors import MissingExtraError, SourceError, SpecError, VerifyError
 from splitquant.onnx.dtypes import LOW_BIT
 from splitquant.onnx.feeds import Feeds, check_given, generated
 from splitquant.onnx.rewrite import MICROSOFT
@@ -41,7 +41,8 @@ class Verification:
 
     branches: low-bit weights that a layer reads (MatMulNBits, or DequantizeLinear of a constant). in_kernels: those that
     ONNX Runtime's optimised graph multiplies with a low-bit kernel. dequantized: those it expands anew in every run.
-    operators: how often each operator is in the optimised graph.
+    operators: how often each operator is in the optimised graph. refusal: what the onnx checker says of `out` where it
+    refuses the source too ("": it accepts).
     """
 
     outputs: tuple[OutputMatch, ...]
@@ -49,6 +50,7 @@ class Verification:
     in_kernels: int
     dequantized: int
     operators: Mapping[str, int]
+    refusal: str = ""
 
     @property
     def folded(self) -> int:
@@ -73,9 +75,15 @@ def verify(
 
     inputs: one or several sets of named arrays; None generates three. sizes: of open dimensions, for generated inputs.
     Raises VerifyError where the onnx checker refuses `out`, where its outputs differ in name or shape, hold NaN that the
-    source does not, or are below `min_sqnr` dB; MissingExtraError without onnxruntime; SourceError where `model` does not run.
+    source does not, are below `min_sqnr` dB, or are not finite at all; MissingExtraError without onnxruntime; SourceError
+    where `model` does not run; SpecError for a `min_sqnr` of NaN.
     """
-    _check(model, out)
+    if min_sqnr is not None and math.isnan(min_sqnr):
+        raise SpecError("min_sqnr is NaN; expected a number of dB")
+    for given in (model, out):
+        if not isinstance(given, ModelProto) and not Path(given).is_file():
+            raise SourceError(f"{given}: is no file; expected an .onnx model")
+    refusal = _check(model, out)
     with tempfile.TemporaryDirectory() as folder:
         before, _ = _session(model, None)
         optimised = Path(folder) / "optimised.onnx"
@@ -91,6 +99,7 @@ def verify(
         operators["MatMulNBits"],
         _dequantized(found),
         dict(operators),
+        refusal,
     )
     if min_sqnr is not None and result.worst_sqnr_db < min_sqnr:
         worst = min(outputs, key=lambda output: output.sqnr_db)
@@ -101,11 +110,12 @@ def verify(
     return result
 
 
-def _check(model: Model, out: Model) -> None:
-    """The checker must accept the converted model, unless it refuses the source too."""
+def _check(model: Model, out: Model) -> str:
+    """The checker must accept the converted model, unless it refuses the source too; what it then says."""
     said = _refusal(out)
     if said and not _refusal(model):
         raise VerifyError(f"{'the model' if isinstance(out, ModelProto) else out}: the onnx checker says: {said}")
+    return said
 
 
 def _refusal(model: Model) -> str:
@@ -160,20 +170,53 @@ def _compared(before: Any, after: Any, sets: list[Feeds], label: str) -> tuple[O
         raise VerifyError(f"{label}: has the outputs {found}; the source has {names}")
     sums = {name: np.zeros(4) for name in names}
     worst = dict.fromkeys(names, 0.0)
+    numbers, finite = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     for feeds in sets:
-        for name, wanted, got in zip(names, _run(before, feeds), _run(after, feeds), strict=True):
-            if not isinstance(wanted, np.ndarray):
-                continue
+        for name, wanted, got in _arrays_of(names, _run(before, feeds), _run(after, feeds), label):
             if wanted.shape != got.shape:
                 raise VerifyError(f"{label}: output {name!r} has the shape {got.shape}; the source has {wanted.shape}")
+            if wanted.dtype.kind in "OSUT":  # text
+                if not np.array_equal(wanted, got):
+                    raise VerifyError(f"{label}: output {name!r} holds other text than the source")
+                continue
             x, y = wanted.astype(np.float64).ravel(), got.astype(np.float64).ravel()
             usable = np.isfinite(x)
             if not np.isfinite(y[usable]).all():
                 raise VerifyError(f"{label}: output {name!r} holds NaN or infinity where the source does not")
+            numbers[name] += len(x)
             x, y = x[usable], y[usable]
+            finite[name] += len(x)
             sums[name] += (x @ x, y @ y, x @ y, (x - y) @ (x - y))
             worst[name] = max(worst[name], float(np.abs(x - y).max(initial=0.0)))
+    for name in names:
+        if numbers[name] and not finite[name]:
+            raise VerifyError(
+                f"{label}: output {name!r} holds NaN or infinity only, in the source too, so that nothing can be compared: "
+                "give real inputs (--inputs FILE.npz)"
+            )
     return tuple(_match(name, sums[name], worst[name]) for name in names)
+
+
+def _arrays_of(
+    names: Sequence[str], wanted: Sequence[Any], got: Sequence[Any], label: str
+) -> Iterator[tuple[str, NDArray[Any], NDArray[Any]]]:
+    """The arrays of each output of both models, pair by pair; those of a sequence or a map one after the other."""
+    for name, ours, theirs in zip(names, wanted, got, strict=True):
+        before, after = _flat(ours), _flat(theirs)
+        if len(before) != len(after):
+            raise VerifyError(f"{label}: output {name!r} has {len(after)} elements; the source has {len(before)}")
+        for x, y in zip(before, after, strict=True):
+            yield name, x, y
+
+
+def _flat(output: Any) -> list[NDArray[Any]]:
+    if output is None:
+        return []
+    if isinstance(output, Mapping):
+        return [array for entry in output.items() for part in entry for array in _flat(part)]
+    if isinstance(output, list | tuple):
+        return [array for part in output for array in _flat(part)]
+    return [np.asarray(output)]
 
 
 def _run(session: Any, feeds: Feeds) -> list[Any]:
