@@ -10,7 +10,7 @@ from typing import Any
 
 from splitquant.checkpoint.convert import Resources, plan_folder, quantize_folder
 from splitquant.checkpoint.windows import parse_bytes
-from splitquant.cli.terminal import byte_progress, check_json_target, say, write_json
+from splitquant.cli.terminal import CAN_GO_ON, byte_progress, check_json_target, say, write_json
 from splitquant.core.spec import PAPER, QuantSpec
 from splitquant.errors import TensorError
 from splitquant.plan.plan import Plan, Recipe
@@ -64,7 +64,7 @@ def run_quantize(
     if dry_run:
         _show(Report(tuple(map(outcome_of, plan.tensors))), json_file, quiet=quiet, verbose=verbose, planned=True)
         return
-    with byte_progress("quantizing", plan.source_bytes, quiet=quiet) as advance:
+    with byte_progress("quantizing", plan.source_bytes, quiet=quiet, after=CAN_GO_ON) as advance:
         report = quantize_folder(source, output, recipe, resources, advance)
     _show(report, json_file, quiet=quiet, verbose=verbose, planned=False)
     if not quiet:

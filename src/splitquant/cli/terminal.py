@@ -21,6 +21,9 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+CAN_GO_ON = "the same command takes up what is finished"
+
+
 class InterruptedByUserError(SplitQuantError):
     """The person at the terminal pressed Ctrl-C."""
 
@@ -28,12 +31,17 @@ class InterruptedByUserError(SplitQuantError):
 
 
 @contextmanager
-def byte_progress(title: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and time left, on a terminal only; yields what to tell finished bytes to, from any thread."""
+def byte_progress(
+    title: str, total: int, *, quiet: bool, after: str = "nothing was written"
+) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left, on a terminal only; yields what to tell finished bytes to, from any thread.
+
+    after: what an interrupted run leaves.
+    """
     try:
         yield from _byte_progress(title, total, quiet=quiet)
     except KeyboardInterrupt:
-        raise InterruptedByUserError("interrupted; the same command takes up what is finished") from None
+        raise InterruptedByUserError(f"interrupted; {after}") from None
 
 
 def _byte_progress(title: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:

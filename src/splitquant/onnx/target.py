@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -45,14 +48,15 @@ class Target:
         with TargetFile(self.growing, len(data)) as file:
             file.write(data, 0)
         try:
-            with suppress(FileNotFoundError):
-                self.path.unlink()
-            if with_data:
-                self.growing_data.replace(self.data_path)
-            else:
+            with _turn_in(self.path.absolute().parent):
                 with suppress(FileNotFoundError):
-                    self.data_path.unlink()
-            self.growing.replace(self.path)
+                    self.path.unlink()
+                if with_data:
+                    self.growing_data.replace(self.data_path)
+                else:
+                    with suppress(FileNotFoundError):
+                        self.data_path.unlink()
+                self.growing.replace(self.path)
         except OSError as error:
             raise destination_error(self.path, error) from error
 
@@ -78,3 +82,14 @@ class Target:
                 raise DestinationError(f"{path}: exists and is no ordinary file; choose another place with -o")
             if path.exists() and not force:
                 raise DestinationError(f"{path}: exists; choose another place with -o, or replace it with --force")
+
+
+@contextmanager
+def _turn_in(folder: Path) -> Iterator[None]:
+    """One run at a time gives names in a folder: a graph never comes with the data of another run."""
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
