@@ -8,8 +8,9 @@ import pytest
 
 from folders import normal, tiny_folder, write_folder
 from splitquant.api import dry_run, quantize
-from splitquant.cli.tables import console, planned_report, summary_table, tensor_table
+from splitquant.cli.tables import console, summary_table, tensor_table
 from splitquant.core.spec import PAPER, QuantSpec
+from splitquant.report.outcome import planned_report
 from splitquant.report.summary import by_outcome
 
 

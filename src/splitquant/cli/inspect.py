@@ -7,10 +7,10 @@ from pathlib import Path
 from splitquant.checkpoint.convert import plan_folder
 from splitquant.checkpoint.folder import open_folder
 from splitquant.checkpoint.quantized import open_quantized
-from splitquant.cli.tables import planned_report, show, summary_table, tensor_table
+from splitquant.cli.tables import show, summary_table, tensor_table
 from splitquant.cli.terminal import say, write_json
 from splitquant.plan.plan import Recipe
-from splitquant.report.outcome import REPORT_NAME
+from splitquant.report.outcome import REPORT_NAME, planned_report
 
 
 def run_inspect(path: Path, json_file: Path | None) -> None:

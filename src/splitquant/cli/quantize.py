@@ -14,7 +14,7 @@ from splitquant.cli.terminal import CAN_GO_ON, byte_progress, check_json_target,
 from splitquant.core.spec import PAPER, QuantSpec
 from splitquant.errors import TensorError
 from splitquant.plan.plan import Plan, Recipe
-from splitquant.report.outcome import Report, outcome_of
+from splitquant.report.outcome import Report, planned_report
 from splitquant.report.summary import size
 
 
@@ -62,7 +62,7 @@ def run_quantize(
     if strict:
         _refuse_kept(plan)
     if dry_run:
-        _show(Report(tuple(map(outcome_of, plan.tensors))), json_file, quiet=quiet, verbose=verbose, planned=True)
+        _show(planned_report(plan), json_file, quiet=quiet, verbose=verbose, planned=True)
         return
     with byte_progress("quantizing", plan.source_bytes, quiet=quiet, after=CAN_GO_ON) as advance:
         report = quantize_folder(source, output, recipe, resources, advance)

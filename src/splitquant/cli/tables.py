@@ -9,8 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from splitquant.plan.plan import Plan
-from splitquant.report.outcome import Report, TensorOutcome, outcome_of
+from splitquant.report.outcome import Report, TensorOutcome
 from splitquant.report.summary import Row, by_outcome, decibels, size, total
 
 
@@ -60,11 +59,6 @@ def tensor_table(tensors: Iterable[TensorOutcome]) -> Table:
             decibels(tensor.figures.sqnr_db) if tensor.figures else "",
         )
     return table
-
-
-def planned_report(plan: Plan) -> Report:
-    """A plan in the form of a report: outcomes without figures."""
-    return Report(tuple(outcome_of(tensor) for tensor in plan.tensors))
 
 
 def _cells(row: Row, *, planned: bool) -> list[str]:

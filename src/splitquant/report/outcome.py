@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from splitquant.core.error import NO_ERROR, ErrorFigures
 from splitquant.core.spec import QuantSpec
-from splitquant.plan.plan import TensorPlan
+from splitquant.plan.plan import Plan, TensorPlan
 
 REPORT_NAME = "splitquant_report.json"
 REPORT_VERSION = 1
@@ -157,6 +157,11 @@ def outcome_of(
         figures=figures,
         checksums=checksums,
     )
+
+
+def planned_report(plan: Plan) -> Report:
+    """A plan in the form of a report: outcomes without figures."""
+    return Report(tuple(outcome_of(tensor) for tensor in plan.tensors))
 
 
 def merged_figures(tensors: tuple[TensorOutcome, ...]) -> ErrorFigures:
