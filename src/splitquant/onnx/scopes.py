@@ -27,14 +27,12 @@ class Constant:
     """A constant as a node sees it: a stored tensor, the kinds it is cast through, and the order of its axes.
 
     perm: axis i here is axis `perm[i]` of the stored tensor. owner: the graph in which its bytes are.
-    through: the nodes between, from the tensor on.
     """
 
     tensor: StoredTensor
     owner: Scope
     perm: tuple[int, ...]
     casts: tuple[int, ...] = ()
-    through: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -177,4 +175,4 @@ def _through(node: NodeProto, scope: Scope, inner: Constant) -> Constant:
         perm = tuple(perm[axis] for axis in order)
     elif node.op_type == "Cast":
         casts = (*casts, attributes["to"].i if "to" in attributes else 0)
-    return Constant(inner.tensor, inner.owner, perm, casts, (*inner.through, node.op_type))
+    return Constant(inner.tensor, inner.owner, perm, casts)
