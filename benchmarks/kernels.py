@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 
 from splitquant import _native
-from splitquant.core.histogram import Kind, LowBits, ValueHistogram
+from splitquant.core.histogram import Kind, LowBits, ValueHistogram, Values
 from splitquant.core.kernels import Kernels, Matrix
 from splitquant.core.native import NativeKernels
 from splitquant.core.partition import objective_of, prefix_arrays
 from splitquant.core.reference import NumpyKernels, from_float32
 from splitquant.core.rows import inverse_of, row_scale_from, row_scale_kind
+from splitquant.core.solve import solve
 from splitquant.core.spec import QuantSpec
-from splitquant.core.split import plane_widths, solve
+from splitquant.core.split import plane_widths
 
 Call = Callable[[Kernels], object]
 KINDS: tuple[Kind, ...] = ("bf16", "fp16", "fp32")
@@ -53,7 +54,7 @@ def calls(kind: Kind, x: Matrix, granularity: str) -> Iterator[tuple[str, Call]]
     scale = row_scale_from(NATIVE.absmax(x, group), row_scale_kind(kind, "channel"))
     inverse = inverse_of(scale)
     counts = NATIVE.count32(x, inverse, group)
-    grid = solve(ValueHistogram("fp32", counts.counts, LowBits(*counts[1:])), spec)
+    grid = solve(ValueHistogram("fp32", counts.counts, LowBits(*counts[1:5])), spec)
     codes, clusters = (np.zeros((rows, width), np.uint8) for width in plane_widths(cols, spec))
     NATIVE.encode(x, scale, inverse, group, grid, codes, clusters)
     yield f"absmax {granularity}", lambda k: k.absmax(x, group)
@@ -68,10 +69,35 @@ def calls(kind: Kind, x: Matrix, granularity: str) -> Iterator[tuple[str, Call]]
         yield "pack 4 bits", lambda k: k.pack(values, 4)
 
 
+def cells_calls(kind: Kind, x: Matrix) -> Iterator[tuple[str, Call]]:
+    """Encoding by borders: 16, 64 and 256 free levels."""
+    rows, cols = x.shape
+    scale = row_scale_from(NATIVE.absmax(x, cols), row_scale_kind(kind, "channel"))
+    inverse = inverse_of(scale)
+    counts = NATIVE.count32(x, inverse, cols)
+    histogram = ValueHistogram("fp32", counts.counts, LowBits(*counts[1:5]))
+    for spec in (QuantSpec(2, 4, "lloyd"), QuantSpec(4, 4, "lloyd"), QuantSpec(8, 1, "lloyd")):
+        grid = solve(histogram, spec)
+        codes, ids = (np.zeros((rows, width), np.uint8) for width in plane_widths(cols, spec))
+        planes = codes, ids if spec.cluster_bits else None
+        yield (
+            f"encode_cells channel, {spec.clusters << spec.bits} cells",
+            lambda k, g=grid, p=planes: k.encode_cells(x, scale, inverse, cols, g, *p),
+        )
+
+
+def polish_calls(x: Matrix) -> Iterator[tuple[str, Call]]:
+    inverse = inverse_of(NATIVE.absmax(x, x.shape[1]))
+    counts = NATIVE.count32(x, inverse, x.shape[1])
+    histogram = ValueHistogram("fp32", counts.counts, LowBits(*counts[1:5]))
+    values, grid = Values.of(histogram.bins()), solve(histogram, QuantSpec(polish=False))
+    yield f"polish {len(values.mean)} bins", lambda k: k.polish(values, grid)
+
+
 def partition_calls(x: Matrix) -> Iterator[tuple[str, Call]]:
     inverse = inverse_of(NATIVE.absmax(x, x.shape[1]))
     counts = NATIVE.count32(x, inverse, x.shape[1])
-    bins = ValueHistogram("fp32", counts.counts, LowBits(*counts[1:])).bins()
+    bins = ValueHistogram("fp32", counts.counts, LowBits(*counts[1:5])).bins()
     for spec in (QuantSpec(), QuantSpec(strategy="kmeans")):
         arrays: tuple[Any, ...] = prefix_arrays(bins, objective_of(spec))
         kmeans = spec.strategy == "kmeans"
@@ -81,7 +107,7 @@ def partition_calls(x: Matrix) -> Iterator[tuple[str, Call]]:
 def line(name: str, unit: str, per: float, call: Call, budget: float) -> None:
     native = seconds(lambda: call(NATIVE), budget) * per
     numpy = seconds(lambda: call(TWIN), 0.0) * per
-    print(f"{name:32} {native:10.3f} {numpy:10.2f} {unit:3} {numpy / native:8.0f}x")
+    print(f"{name:36} {native:10.3f} {numpy:10.2f} {unit:3} {numpy / native:8.0f}x")
 
 
 def main() -> None:
@@ -90,13 +116,16 @@ def main() -> None:
     quick = parser.parse_args().quick
     rows, cols, budget = (64, 4096, 0.05) if quick else (512, 8192, 1.0)
     print(f"{rows} x {cols} weights, instruction set {_native.isa()}, one thread, k = 4, 4 bits")
-    print(f"{'kernel':32} {'native':>10} {'numpy':>10}     {'ratio':>9}")
+    print(f"{'kernel':36} {'native':>10} {'numpy':>10}     {'ratio':>9}")
     for kind in KINDS:
         x = weights(kind, rows, cols)
         for granularity in ("channel", "group:32", "group:128") if kind == "bf16" else ("channel",):
             for name, call in calls(kind, x, granularity):
                 line(f"{kind} {name}", "ns", 1e9 / x.size, call, budget)
-    for name, call in partition_calls(weights("bf16", rows, cols)):
+        for name, call in cells_calls(kind, x):
+            line(f"{kind} {name}", "ns", 1e9 / x.size, call, budget)
+    x = weights("bf16", rows, cols)
+    for name, call in (*partition_calls(x), *polish_calls(x)):
         line(name, "ms", 1e3, call, budget)
 
 

@@ -1,4 +1,5 @@
-// Counts of normalised weights by the top 16 bits of their float32, with sums and extremes of the low 16 bits.
+// Counts of normalised weights by the top 16 bits of their float32, with sums and extremes of the low 16 bits, and the
+// sum of what their groups weigh.
 #pragma once
 
 #include <stdlib.h>
@@ -13,7 +14,8 @@ struct alignas(32) KeyEntry {
     u64 sum_sq;
     u16 inverted_min;  // 65,535 - min: then both extremes are maxima, and empty is zero
     u16 max;
-    u16 unused[6];
+    u16 unused[2];
+    u64 weight;
 };
 static_assert(sizeof(KeyEntry) == 32);
 constexpr int COUNT_SHIFT = 40;
@@ -39,7 +41,7 @@ inline KeyEntry* entry_at(KeyEntry* table, u32 offset) {
 }
 
 #if defined(__AVX2__)
-// 64-bit lanes 0 and 1 are sums, 16-bit words 8 and 9 (lane 2) are maxima.
+// 64-bit lanes 0, 1 and 3 are sums, 16-bit words 8 and 9 (lane 2) are maxima.
 inline __m256i joined(__m256i old, __m256i news) {
     __m256i sums = _mm256_add_epi64(old, news);
 #if defined(__AVX512F__)
@@ -49,22 +51,22 @@ inline __m256i joined(__m256i old, __m256i news) {
 #endif
 }
 
-// An entry is one register.
-inline void scatter(const KeyChunk& chunk, size n, KeyEntry* table) {
+// An entry is one register. Values [from, to) of the chunk, which all weigh the same.
+inline void scatter(const KeyChunk& chunk, size from, size to, u32 weight, KeyEntry* table) {
     const __m256i factors = _mm256_setr_epi64x(1, 0, 0x10001, 0);
-    const __m256i flips = _mm256_setr_epi64x(i64{1} << COUNT_SHIFT, 0, 0xFFFF, 0);
+    const __m256i flips = _mm256_setr_epi64x(i64{1} << COUNT_SHIFT, 0, 0xFFFF, weight);
 #pragma GCC unroll 4
-    for (size j = 0; j < n; ++j) {
+    for (size j = from; j < to; ++j) {
         __m256i* entry = reinterpret_cast<__m256i*>(entry_at(table, chunk.offsets[j]));
         __m256i low = _mm256_set1_epi32(static_cast<int>(chunk.lows[j]));
-        // 64-bit lanes: 1 << 40 | low, low * low, low << 16 | ~low, 0
+        // 64-bit lanes: 1 << 40 | low, low * low, low << 16 | ~low, the weight
         __m256i news = _mm256_xor_si256(_mm256_mul_epu32(low, _mm256_blend_epi32(factors, low, 0b1100)), flips);
         _mm256_store_si256(entry, joined(_mm256_load_si256(entry), news));
     }
 }
 #else
-inline void scatter(const KeyChunk& chunk, size n, KeyEntry* table) {
-    for (size j = 0; j < n; ++j) {
+inline void scatter(const KeyChunk& chunk, size from, size to, u32 weight, KeyEntry* table) {
+    for (size j = from; j < to; ++j) {
         KeyEntry& entry = *entry_at(table, chunk.offsets[j]);
         u32 low = chunk.lows[j];
         u16 inverted = static_cast<u16>(~low);
@@ -72,6 +74,7 @@ inline void scatter(const KeyChunk& chunk, size n, KeyEntry* table) {
         entry.sum_sq += low * low;  // below 2**32
         entry.inverted_min = inverted > entry.inverted_min ? inverted : entry.inverted_min;
         entry.max = low > entry.max ? static_cast<u16>(low) : entry.max;
+        entry.weight += weight;
     }
 }
 #endif
@@ -85,6 +88,7 @@ inline void flush(KeyEntry* table, Counts32 out) {
         out.count[key] += static_cast<i64>(entry.count_and_sum >> COUNT_SHIFT);
         out.low_sum[key] += entry.count_and_sum & ((u64{1} << COUNT_SHIFT) - 1);
         out.low_sum_sq[key] += entry.sum_sq;
+        out.weight[key] += static_cast<i64>(entry.weight);
         out.low_min[key] = least < out.low_min[key] ? least : out.low_min[key];
         out.low_max[key] = entry.max > out.low_max[key] ? entry.max : out.low_max[key];
         entry = KeyEntry{};
@@ -92,7 +96,7 @@ inline void flush(KeyEntry* table, Counts32 out) {
 }
 
 template <class Format>
-inline void count32_rows(Matrix x, PerGroup inverse, KeyEntry* table, Counts32 out) {
+inline void count32_rows(Matrix x, PerGroup inverse, const u32* weight, KeyEntry* table, Counts32 out) {
     using Word = typename Format::Word;
     KeyChunk chunk;
     size held = 0;  // values in the table
@@ -110,8 +114,16 @@ inline void count32_rows(Matrix x, PerGroup inverse, KeyEntry* table, Counts32 o
                 keys_of<Format>(last.words, LANES, scale, chunk, begin - from + whole);
             });
             if (held + CHUNK > ENTRY_LIMIT) flush(table, out), held = 0;
-            scatter(chunk, to - from, table);
             held += to - from;
+            if (!weight) {
+                scatter(chunk, 0, to - from, 1, table);
+                continue;
+            }
+            for (size begin = from; begin < to;) {
+                size g = begin / scales.group, end = smaller(to, (g + 1) * scales.group);
+                scatter(chunk, begin - from, end - from, weight[row * inverse.groups + g], table);
+                begin = end;
+            }
         }
     }
     flush(table, out);
@@ -128,10 +140,10 @@ inline KeyEntry* take_table() {
     return static_cast<KeyEntry*>(memory);
 }
 
-inline bool count32(Matrix x, PerGroup inverse, Counts32 out) {
+inline bool count32(Matrix x, PerGroup inverse, const u32* weight, Counts32 out) {
     KeyEntry* table = take_table();
     if (!table) return false;
-    with_kind(x.kind, [&](auto format) { count32_rows<decltype(format)>(x, inverse, table, out); });
+    with_kind(x.kind, [&](auto format) { count32_rows<decltype(format)>(x, inverse, weight, table, out); });
     free(__atomic_exchange_n(&spare_table, table, __ATOMIC_ACQ_REL));  // the last flush emptied it
     return true;
 }

@@ -11,6 +11,8 @@ constexpr float ROUNDER = 12582912.0f;
 // The grid in registers. Clusters are padded to COUNT by ones that no value reaches (a comparison with NaN is false).
 template <int COUNT>
 struct Encoder {
+    static constexpr bool HAS_CLUSTERS = COUNT > 1;
+
     F lower[COUNT];
     Table8 scale, offset, inverse_scale;
     F code_min, code_max;
@@ -93,8 +95,8 @@ struct ByteChunk {
     u8 clusters[CHUNK];
 };
 
-template <class Format, int COUNT, class Scale, class Lanes>
-inline void encode_block(const Encoder<COUNT>& encoder, const typename Format::Word* x, Scale row_scale, Scale inverse,
+template <class Format, class Coder, class Scale, class Lanes>
+inline void encode_block(const Coder& encoder, const typename Format::Word* x, Scale row_scale, Scale inverse,
                          size j, Lanes lanes, ErrorSums& errors, u8* codes, u8* clusters) {
     I id[PARTS], code[PARTS];
     for (int p = 0; p < PARTS; ++p) {
@@ -103,14 +105,14 @@ inline void encode_block(const Encoder<COUNT>& encoder, const typename Format::W
         errors.add(p, w, lanes.keep(p, w - level * row_scale.at(j + p * N)));
     }
     store_bytes(codes, code);
-    if constexpr (COUNT > 1) store_bytes(clusters, id);
+    if constexpr (Coder::HAS_CLUSTERS) store_bytes(clusters, id);
 }
 
-template <class Format, int COUNT>
-inline void encode_rows(Matrix x, PerGroup row_scale, PerGroup inverse, Grid grid, Planes out, RowErrors errors) {
+template <class Format, class Coder>
+inline void encode_rows(Matrix x, PerGroup row_scale, PerGroup inverse, const Coder& encoder, int bits, Planes out,
+                        RowErrors errors) {
     using Word = typename Format::Word;
-    const Encoder<COUNT> encoder(grid);
-    const PackFunction pack_codes = packer(grid.bits);
+    const PackFunction pack_codes = packer(bits);
     const PackFunction pack_clusters = out.clusters ? packer(out.cluster_bits) : nullptr;
     ByteChunk chunk;
     for (size row = 0; row < x.rows; ++row) {
@@ -130,7 +132,7 @@ inline void encode_rows(Matrix x, PerGroup row_scale, PerGroup inverse, Grid gri
                 encode_block<Format>(encoder, last.words, scale, inverse_scale, j - begin, Partial(end - j), sums,
                                      chunk.codes + (j - from), chunk.clusters + (j - from));
             });
-            pack_codes(chunk.codes, to - from, out.codes + row * out.codes_width + from / 8 * grid.bits);
+            pack_codes(chunk.codes, to - from, out.codes + row * out.codes_width + from / 8 * bits);
             if (pack_clusters) {
                 pack_clusters(chunk.clusters, to - from,
                               out.clusters + row * out.clusters_width + from / 8 * out.cluster_bits);
@@ -146,11 +148,11 @@ inline void encode(Matrix x, PerGroup row_scale, PerGroup inverse, Grid grid, Pl
     with_kind(x.kind, [&](auto format) {
         using Format = decltype(format);
         switch (grid.clusters) {
-            case 1: return encode_rows<Format, 1>(x, row_scale, inverse, grid, out, errors);
-            case 2: return encode_rows<Format, 2>(x, row_scale, inverse, grid, out, errors);
-            case 3: return encode_rows<Format, 3>(x, row_scale, inverse, grid, out, errors);
-            case 4: return encode_rows<Format, 4>(x, row_scale, inverse, grid, out, errors);
-            default: return encode_rows<Format, 8>(x, row_scale, inverse, grid, out, errors);
+            case 1: return encode_rows<Format>(x, row_scale, inverse, Encoder<1>(grid), grid.bits, out, errors);
+            case 2: return encode_rows<Format>(x, row_scale, inverse, Encoder<2>(grid), grid.bits, out, errors);
+            case 3: return encode_rows<Format>(x, row_scale, inverse, Encoder<3>(grid), grid.bits, out, errors);
+            case 4: return encode_rows<Format>(x, row_scale, inverse, Encoder<4>(grid), grid.bits, out, errors);
+            default: return encode_rows<Format>(x, row_scale, inverse, Encoder<8>(grid), grid.bits, out, errors);
         }
     });
 }

@@ -10,6 +10,7 @@ using u8 = std::uint8_t;
 using u16 = std::uint16_t;
 using u32 = std::uint32_t;
 using u64 = std::uint64_t;
+using i32 = std::int32_t;
 using i64 = std::int64_t;
 using size = std::size_t;
 
@@ -45,13 +46,31 @@ struct Grid {
     const float* inverse_scale;
 };
 
-// Per key: how many values, and sums and extremes of their low 16 bits.
+// A step function: the value of cell n is that of the n-th of the ascending borders at most, see splitquant.core.affine.
+struct Cells {
+    size count;
+    const float* border;  // [count - 1]
+    const float* level;
+    const u8* code;
+    const u8* cluster;
+};
+
+// Ascending values, how many weights have them, and the sum of these weights.
+struct SortedValues {
+    size n;
+    const double* mean;
+    const double* count;
+    const double* sum;
+};
+
+// Per key: how many values, sums and extremes of their low 16 bits, and the sum of their weights.
 struct Counts32 {
     i64* count;
     u64* low_sum;
     u64* low_sum_sq;
     u16* low_min;
     u16* low_max;
+    i64* weight;
 };
 
 struct RowErrors {
@@ -69,18 +88,37 @@ struct Planes {
     int cluster_bits;
 };
 
+// The packed codes of every part, [count, rows, plane_width(cols, bits)]: a code moved from zero to base where the cluster
+// id is that of the part, its base elsewhere and in columns that the codes do not have.
+struct Parts {
+    u8* planes;
+    size count;
+    int bits;
+    size cols;
+    const u8* zero;
+    const u8* base;
+};
+
 struct Kernels {
     const char* isa;
     void (*absmax)(Matrix x, size group, float* out);
     bool (*count16)(const u16* keys, size n, i64* count);  // false: out of memory
-    bool (*count32)(Matrix x, PerGroup inverse, Counts32 out);  // false: out of memory
+    // weight: one per group of `inverse`, or null for ones. false: out of memory
+    bool (*count32)(Matrix x, PerGroup inverse, const u32* weight, Counts32 out);
     bool (*partition)(const double* count, const double* total, const double* low, const double* high, size n,
                       size clusters, bool kmeans, i64* borders);  // false: out of memory
+    // Fits k affine pieces to the values, in place.
+    void (*polish)(SortedValues values, size clusters, int bits, int most_steps, double least_gain, float* lower,
+                   float* scale, float* offset);
     void (*encode)(Matrix x, PerGroup row_scale, PerGroup inverse, Grid grid, Planes out, RowErrors errors);
+    bool (*encode_cells)(Matrix x, PerGroup row_scale, PerGroup inverse, Cells cells, int bits, Planes out,
+                         RowErrors errors);  // false: out of memory
     void (*pack)(const u8* values, size rows, size cols, int bits, u8* plane);
     void (*unpack)(const u8* plane, size rows, size cols, int bits, u8* values);
     void (*dequantize)(Planes in, int bits, size clusters, const float* levels, PerGroup row_scale, size rows,
                        size cols, Kind kind, void* out);
+    void (*part_planes)(Planes in, size rows, size cols, int bits, Parts out);
+    void (*transpose)(const void* x, size word, size stride, size rows, size cols, void* out);
     bool (*crc32_fold)(const u8* data, size n, u8* folded);  // false: this set has no instruction for it
 };
 

@@ -70,16 +70,19 @@ void count16(In<u16, 1> keys, Out<i64, 1> count) {
     if (!chosen().load()->count16(keys.data(), keys.shape(0), count.data())) throw std::bad_alloc();
 }
 
-void count32(AnyMatrix x, int kind, std::optional<In<float, 2>> inverse, size group, Out<i64, 1> count,
-             Out<u64, 1> low_sum, Out<u64, 1> low_sum_sq, Out<u16, 1> low_min, Out<u16, 1> low_max) {
+void count32(AnyMatrix x, int kind, std::optional<In<float, 2>> inverse, size group, std::optional<In<u32, 2>> weight,
+             Out<i64, 1> count, Out<u64, 1> low_sum, Out<u64, 1> low_sum_sq, Out<u16, 1> low_min, Out<u16, 1> low_max,
+             Out<i64, 1> weights) {
     Matrix matrix = matrix_from(x, kind);
     PerGroup scales = per_group(inverse, matrix.rows, matrix.cols, group);
     require(count.shape(0) == KEYS && low_sum.shape(0) == KEYS && low_sum_sq.shape(0) == KEYS &&
-                low_min.shape(0) == KEYS && low_max.shape(0) == KEYS,
+                low_min.shape(0) == KEYS && low_max.shape(0) == KEYS && weights.shape(0) == KEYS,
             "a table has another shape");
-    Counts32 out = {count.data(), low_sum.data(), low_sum_sq.data(), low_min.data(), low_max.data()};
+    require(!weight || (inverse && weight->shape(0) == inverse->shape(0) && weight->shape(1) == inverse->shape(1)),
+            "weights have another shape than the row scales");
+    Counts32 out = {count.data(), low_sum.data(), low_sum_sq.data(), low_min.data(), low_max.data(), weights.data()};
     nb::gil_scoped_release unlocked;
-    if (!chosen().load()->count32(matrix, scales, out)) throw std::bad_alloc();
+    if (!chosen().load()->count32(matrix, scales, weight ? weight->data() : nullptr, out)) throw std::bad_alloc();
 }
 
 void partition(In<double, 1> count, In<double, 1> total, In<double, 1> low, In<double, 1> high, size clusters,
@@ -93,6 +96,17 @@ void partition(In<double, 1> count, In<double, 1> total, In<double, 1> low, In<d
                                     borders.data())) {
         throw std::bad_alloc();
     }
+}
+
+void polish(In<double, 1> mean, In<double, 1> count, In<double, 1> sum, int bits, int most_steps, double least_gain,
+            Out<float, 1> lower, Out<float, 1> scale, Out<float, 1> offset) {
+    size n = mean.shape(0), k = lower.shape(0);
+    require(count.shape(0) == n && sum.shape(0) == n, "sums have different lengths");
+    require(k >= 1 && k <= MAX_CLUSTERS && scale.shape(0) == k && offset.shape(0) == k, "there are no 1 to 8 clusters");
+    require(bits >= 1 && bits <= 8, "bits is not 1 to 8");
+    SortedValues values = {n, mean.data(), count.data(), sum.data()};
+    nb::gil_scoped_release unlocked;
+    chosen().load()->polish(values, k, bits, most_steps, least_gain, lower.data(), scale.data(), offset.data());
 }
 
 void encode(AnyMatrix x, int kind, std::optional<In<float, 2>> row_scale, std::optional<In<float, 2>> inverse,
@@ -120,6 +134,33 @@ void encode(AnyMatrix x, int kind, std::optional<In<float, 2>> row_scale, std::o
     RowErrors errors = {signal.data(), noise.data(), max_error.data()};
     nb::gil_scoped_release unlocked;
     chosen().load()->encode(matrix, row_scales, inverses, grid, planes, errors);
+}
+
+void encode_cells(AnyMatrix x, int kind, std::optional<In<float, 2>> row_scale, std::optional<In<float, 2>> inverse,
+                  size group, int bits, In<float, 1> border, In<float, 1> level, In<u8, 1> code, In<u8, 1> cluster,
+                  Out<u8, 2> codes, std::optional<Out<u8, 2>> clusters, int cluster_bits, Out<double, 1> signal,
+                  Out<double, 1> noise, Out<float, 1> max_error) {
+    Matrix matrix = matrix_from(x, kind);
+    size count = level.shape(0);
+    require(count >= 1 && count <= KEYS && border.shape(0) == count - 1 && code.shape(0) == count &&
+                cluster.shape(0) == count,
+            "cells have different lengths");
+    require(bits >= 1 && bits <= 8 && cluster_bits >= 0 && cluster_bits <= 8, "bits is not 1 to 8");
+    require(!clusters || cluster_bits > 0, "cluster ids have no bits");
+    check_plane(matrix.rows, plane_width(matrix.cols, bits), codes.shape(0), codes.shape(1));
+    if (clusters) {
+        check_plane(matrix.rows, plane_width(matrix.cols, cluster_bits), clusters->shape(0), clusters->shape(1));
+    }
+    require(signal.shape(0) == matrix.rows && noise.shape(0) == matrix.rows && max_error.shape(0) == matrix.rows,
+            "errors have another length");
+    PerGroup row_scales = per_group(row_scale, matrix.rows, matrix.cols, group);
+    PerGroup inverses = per_group(inverse, matrix.rows, matrix.cols, group);
+    Cells cells = {count, border.data(), level.data(), code.data(), cluster.data()};
+    Planes planes = {codes.data(), codes.shape(1), clusters ? clusters->data() : nullptr,
+                     clusters ? clusters->shape(1) : 0, cluster_bits};
+    RowErrors errors = {signal.data(), noise.data(), max_error.data()};
+    nb::gil_scoped_release unlocked;
+    if (!chosen().load()->encode_cells(matrix, row_scales, inverses, cells, bits, planes, errors)) throw std::bad_alloc();
 }
 
 void pack(In<u8, 2> values, int bits, Out<u8, 2> plane) {
@@ -157,6 +198,39 @@ void dequantize(In<u8, 2> codes, int bits, std::optional<In<u8, 2>> clusters, in
     chosen().load()->dequantize(planes, bits, k, levels.data(), row_scales, rows, cols, kind_from(kind), out.data());
 }
 
+void part_planes(In<u8, 2> codes, int bits, std::optional<In<u8, 2>> clusters, int cluster_bits, size cols,
+                 In<u8, 1> zero, In<u8, 1> base, int out_bits, size out_cols, Out<u8, 3> out) {
+    size rows = codes.shape(0), parts = zero.shape(0);
+    require(bits >= 1 && bits <= 8 && cluster_bits >= 0 && cluster_bits <= 8, "bits is not 1 to 8");
+    require(out_bits >= 1 && out_bits <= 8, "out_bits is not 1 to 8");
+    require(!clusters || cluster_bits > 0, "cluster ids have no bits");
+    check_plane(rows, plane_width(cols, bits), codes.shape(0), codes.shape(1));
+    if (clusters) check_plane(rows, plane_width(cols, cluster_bits), clusters->shape(0), clusters->shape(1));
+    require(base.shape(0) == parts && out_cols >= cols, "base or out_cols does not fit");
+    require(out.shape(0) == parts && out.shape(1) == rows && out.shape(2) == plane_width(out_cols, out_bits),
+            "out has another shape");
+    // Planes is shared with encode, which writes; here they are only read.
+    Planes planes = {const_cast<u8*>(codes.data()), codes.shape(1),
+                     clusters ? const_cast<u8*>(clusters->data()) : nullptr, clusters ? clusters->shape(1) : 0,
+                     cluster_bits};
+    Parts made = {out.data(), parts, out_bits, out_cols, zero.data(), base.data()};
+    nb::gil_scoped_release unlocked;
+    chosen().load()->part_planes(planes, rows, cols, bits, made);
+}
+
+// x may be a slice of the columns of a larger matrix.
+void transpose(nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu> x,
+               nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu> out) {
+    size word = x.itemsize(), rows = x.shape(0), cols = x.shape(1);
+    require(word == 1 || word == 2 || word == 4, "words are not 1, 2 or 4 bytes long");
+    require(out.dtype() == x.dtype() && out.shape(0) == cols && out.shape(1) == rows, "out has another dtype or shape");
+    if (rows == 0 || cols == 0) return;
+    require(cols == 1 || x.stride(1) == 1, "the words of a row are not neighbours");
+    require(rows == 1 || x.stride(0) >= 0, "rows run backwards");
+    nb::gil_scoped_release unlocked;
+    chosen().load()->transpose(x.data(), word, static_cast<size>(x.stride(0)), rows, cols, out.data());
+}
+
 bool crc32_fold(In<u8, 1> data, Out<u8, 1> folded) {
     require(data.shape(0) >= 64 && data.shape(0) % 64 == 0, "data is no multiple of 64 bytes");
     require(folded.shape(0) == 64, "folded is not 64 bytes long");
@@ -179,9 +253,13 @@ NB_MODULE(_native, m) {
     m.def("count16", &count16);
     m.def("count32", &count32);
     m.def("partition", &partition);
+    m.def("polish", &polish);
     m.def("encode", &encode);
+    m.def("encode_cells", &encode_cells);
     m.def("pack", &pack);
     m.def("unpack", &unpack);
     m.def("dequantize", &dequantize);
+    m.def("part_planes", &part_planes);
+    m.def("transpose", &transpose);
     m.def("crc32_fold", &crc32_fold);
 }

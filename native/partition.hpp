@@ -41,7 +41,7 @@ struct Layer {
     Cost cost;
     const double* previous;
     double* best;
-    i64* starts;
+    u32* starts;
 
     size middle_start(size end, size from, size to) {
         typename Cost::End at_end = cost.at(end);
@@ -52,7 +52,7 @@ struct Layer {
             if (value < least) least = value, start = s;  // the leftmost of equals
         }
         best[end] = least;
-        starts[end] = static_cast<i64>(start);
+        starts[end] = static_cast<u32>(start);
         return start;
     }
 
@@ -77,7 +77,7 @@ struct Layer {
 };
 
 template <class Cost>
-inline void solve_layers(Cost cost, size n, size clusters, double* best, i64* starts, i64* borders) {
+inline void solve_layers(Cost cost, size n, size clusters, double* best, u32* starts, i64* borders) {
     double *previous = best, *current = best + n + 1;
     for (size end = 1; end <= n; ++end) previous[end] = cost.at(end)(0);
     for (size c = 2; c <= clusters; ++c) {
@@ -99,7 +99,7 @@ inline void solve_layers(Cost cost, size n, size clusters, double* best, i64* st
 inline bool partition(const double* count, const double* total, const double* low, const double* high, size n,
                       size clusters, bool kmeans, i64* borders) {
     double* best = static_cast<double*>(malloc(2 * (n + 1) * sizeof(double)));
-    i64* starts = static_cast<i64*>(malloc((clusters + 1) * (n + 1) * sizeof(i64)));
+    u32* starts = static_cast<u32*>(malloc((clusters + 1) * (n + 1) * sizeof(u32)));
     bool held = best && starts;
     if (held && kmeans) solve_layers(KmeansCost{count, total}, n, clusters, best, starts, borders);
     if (held && !kmeans) solve_layers(RangeCost{count, low, high}, n, clusters, best, starts, borders);

@@ -12,8 +12,12 @@
 #include "crc32.hpp"
 #include "dequantize.hpp"
 #include "encode.hpp"
+#include "encode_cells.hpp"
 #include "pack.hpp"
+#include "part_planes.hpp"
 #include "partition.hpp"
+#include "polish.hpp"
+#include "transpose.hpp"
 
 #define SPLITQUANT_STRING_(x) #x
 #define SPLITQUANT_STRING(x) SPLITQUANT_STRING_(x)
@@ -22,7 +26,8 @@ namespace splitquant::SPLITQUANT_ISA {
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    SPLITQUANT_STRING(SPLITQUANT_ISA), absmax, count16, count32, partition, encode, pack_rows, unpack_rows, dequantize, crc32_fold,
+    SPLITQUANT_STRING(SPLITQUANT_ISA), absmax, count16, count32, partition, polish, encode, encode_cells, pack_rows, unpack_rows, dequantize, part_planes, transpose,
+    crc32_fold,
 };
 
 }  // namespace splitquant::SPLITQUANT_ISA

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from any_spec import specs
 from folders import (
     CONFIG,
     Raw,
@@ -55,11 +56,11 @@ def expected_planes(name, tensor, spec, *, axis=0, stack=False) -> dict[str, Raw
 
     planes = {
         f"{name}.codes": plane([part.codes for part in parts], "U8"),
-        f"{name}.scale": plane([part.scale for part in parts], "F32"),
-        f"{name}.offset": plane([part.offset for part in parts], "F32"),
         f"{name}.shape": raw(np.array(tensor.shape, np.int64)),
     }
-    if spec.clusters > 1:
+    for level in ("levels",) if spec.strategy == "lloyd" else ("scale", "offset"):
+        planes[f"{name}.{level}"] = plane([getattr(part, level) for part in parts], "F32")
+    if spec.cluster_bits:
         planes[f"{name}.clusters"] = plane([part.clusters for part in parts], "U8")
     if spec.granularity != "tensor":
         planes[f"{name}.row_scale"] = plane(
@@ -80,6 +81,11 @@ def stored(tensor_dtype, seed, *shape) -> Raw:
     return raw(normal(seed, *shape, dtype={"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64"}[tensor_dtype]))
 
 
+BEYOND = [
+    QuantSpec(bits=4, clusters=2, strategy="magnitude", granularity="channel"),
+    QuantSpec(bits=3, clusters=2, strategy="residual", granularity="group:16"),
+    QuantSpec(bits=3, clusters=3, strategy="lloyd", granularity="channel"),
+]
 SPECS = [
     QuantSpec(),
     PAPER,
@@ -91,6 +97,10 @@ SPECS = [
     QuantSpec(bits=5, clusters=5, granularity="channel", layout="parallel"),
     QuantSpec(bits=6, clusters=4, strategy="kmeans", granularity="group:1000"),
     QuantSpec(bits=8, clusters=1, granularity="tensor", symmetric=True),
+    *BEYOND,
+    QuantSpec(bits=2, clusters=4, strategy="residual", granularity="tensor", symmetric=True),
+    QuantSpec(bits=2, clusters=3, strategy="residual", granularity="channel", symmetric=True, polish=False),
+    QuantSpec(bits=4, clusters=1, strategy="lloyd", granularity="tensor"),
 ]
 
 
@@ -135,7 +145,9 @@ PLACED = [
 ]
 
 
-@pytest.mark.parametrize("spec", [QuantSpec(), PAPER, QuantSpec(bits=4, clusters=2, granularity="group:16")], ids=str)
+@pytest.mark.parametrize(
+    "spec", [QuantSpec(), PAPER, QuantSpec(bits=4, clusters=2, granularity="group:16"), *BEYOND], ids=str
+)
 @pytest.mark.parametrize("dtype", ["BF16", "F32"])
 @pytest.mark.parametrize("case", PLACED, ids=lambda case: case.id)
 def test_axes_and_stacks(tmp_path, case, dtype, spec):
@@ -199,18 +211,14 @@ def test_cut_tensors_equal_the_array_in_memory(tmp_path, monkeypatch, rows, dtyp
 @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shape=st.tuples(st.integers(1, 40), st.integers(16, 70)),
-    bits=st.integers(2, 8),
-    clusters=st.integers(1, 8),
-    granularity=st.sampled_from(["tensor", "channel", "group:2", "group:16", "group:33"]),
-    symmetric=st.booleans(),
+    spec=specs(granularities=["tensor", "channel", "group:2", "group:16", "group:33"]),
     nbytes=st.integers(1, 8000),
     dtype=st.sampled_from(["BF16", "F16", "F32"]),
     seed=st.integers(0, 9),
 )
-def test_any_cut_of_any_spec(tmp_path_factory, shape, bits, clusters, granularity, symmetric, nbytes, dtype, seed):
+def test_any_cut_of_any_spec(tmp_path_factory, shape, spec, nbytes, dtype, seed):
     """The streaming path equals the in-memory path for any shape, spec and window; or the tensor is kept as too small."""
     tmp_path = tmp_path_factory.mktemp("any")
-    spec = QuantSpec(bits=bits, clusters=clusters, granularity=granularity, symmetric=symmetric)
     weight = stored(dtype, seed, *shape)
     source = write_folder(tmp_path / "m", {"a.weight": weight})
     with pytest.MonkeyPatch.context() as patch:
@@ -224,6 +232,18 @@ def test_any_cut_of_any_spec(tmp_path_factory, shape, bits, clusters, granularit
     else:
         assert read_folder(tmp_path / "q") == {"a.weight": weight}
         assert f"would not get smaller ({size} bytes instead of {len(weight.data)})" in report.tensors[0].reason
+
+
+@pytest.mark.parametrize("spec", BEYOND, ids=str)
+def test_no_strategy_sees_windows_or_threads(tmp_path, monkeypatch, spec):
+    """LAW: for the other strategies too every file is the same, however tensors are cut and however many threads work."""
+    source = tiny_sharded(tmp_path / "m")
+    quantize(source, tmp_path / "whole", spec, threads=1)
+    for number, (nbytes, threads) in enumerate(((1, 3), (5000, 2))):
+        with monkeypatch.context() as patch:
+            tiny_windows(patch, nbytes)
+            quantize(source, tmp_path / f"cut{number}", spec, threads=threads)
+        assert tree(tmp_path / f"cut{number}") == tree(tmp_path / "whole")
 
 
 def test_threads_do_not_change_the_bytes(tmp_path):

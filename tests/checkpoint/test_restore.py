@@ -42,7 +42,17 @@ def expected(source, tensors, spec):
     return found
 
 
-@pytest.mark.parametrize("spec", [QuantSpec(), PAPER, QuantSpec(granularity="group:16", bits=3, clusters=5)], ids=str)
+SPECS = [
+    QuantSpec(),
+    PAPER,
+    QuantSpec(granularity="group:16", bits=3, clusters=5),
+    QuantSpec(4, 2, "magnitude"),
+    QuantSpec(2, 3, "residual", "group:16"),
+    QuantSpec(2, 3, "lloyd"),
+]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32", "fp64"])
 def test_floats_are_those_of_dequantize(tmp_path, dtype, spec):
     """LAW: the folder's tensors are `SplitTensor.dequantize` in the dtype of the source; kept ones are equal."""

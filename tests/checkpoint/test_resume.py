@@ -106,6 +106,15 @@ def test_killed_run_is_taken_up(tmp_path, source):
     assert not (tmp_path / ".q.partial").exists()
 
 
+@pytest.mark.parametrize("strategy", ["magnitude", "residual", "lloyd"])
+def test_every_strategy_is_taken_up(tmp_path, source, strategy):
+    """An interrupted run ends with the same bytes, whatever planes it writes."""
+    spec = QuantSpec(3, 2, strategy)
+    interrupted(tmp_path, source, spec=spec)
+    assert quantize(source, tmp_path / "q", spec).run.resumed_shards == 1
+    assert tree(tmp_path / "q") == clean(tmp_path, source, spec)
+
+
 def test_second_process_is_refused(tmp_path, source):
     """While a process writes, another is refused; when the first is gone, the lock is gone with it."""
     process = start_slow(tmp_path, source)

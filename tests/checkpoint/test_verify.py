@@ -94,6 +94,24 @@ def test_good_output_passes(tmp_path, dtype, spec):
     assert verified.checksums == len(read_folder(tmp_path / "q"))
 
 
+@pytest.mark.parametrize("strategy", ["magnitude", "residual", "lloyd"])
+def test_every_strategy_passes(tmp_path, strategy):
+    """The planes of every strategy are verified, those of stacked experts too."""
+    source = tiny_folder(tmp_path / "m")
+    quantize(source, tmp_path / "q", QuantSpec(3, 2, strategy))
+    assert verify(source, tmp_path / "q").checksums == len(read_folder(tmp_path / "q"))
+
+
+@pytest.mark.parametrize("plane", ["levels", "codes", "clusters"])
+def test_one_flipped_bit_of_free_levels(tmp_path, plane):
+    """Damage of a free level, or of what points to it, is found."""
+    source = tiny_folder(tmp_path / "m")
+    quantize(source, tmp_path / "q", QuantSpec(3, 2, "lloyd"))
+    file = tmp_path / "q/model.safetensors"
+    flip_byte(file, place_of(file, f"{EXPERT}.{plane}")[0])
+    refused((source, tmp_path / "q"), EXPERT)
+
+
 @pytest.mark.parametrize("model_type", ["gpt2", "llama4"])
 def test_other_axes_pass(tmp_path, model_type, monkeypatch):
     """Conv1D weights and experts with inputs first are verified too, cut into windows or not."""

@@ -14,6 +14,7 @@ from splitquant.core.rows import (
     pack_row_scale,
     row_scale_from,
     row_scale_kind,
+    row_weight,
     to_matrix,
     unpack_row_scale,
 )
@@ -81,3 +82,11 @@ def test_row_scales_of_16_bit_sources_are_exact():
     patterns = np.arange(0x0080, 0x7E80, dtype=np.uint16)
     brain = (patterns.astype(np.uint32) << 16).view(np.float32)
     assert np.array_equal(pack_row_scale(row_scale_from(brain[None], "bf16"), "bf16")[0], patterns)
+
+
+def test_row_weights():
+    """A row weighs its row_scale squared, in integers from 1 to 65,535; a tensor of zeros weighs alike."""
+    scale = np.array([[4.0, 2.0], [1.0, 2.0**-126], [0.0, 4.0]], np.float32)
+    assert row_weight(scale, 4.0).tolist() == [[65535, 16384], [4096, 1], [1, 65535]]
+    assert row_weight(np.zeros((2, 1), np.float32), 0.0).tolist() == [[65535], [65535]]
+    assert row_weight(scale, 4.0).dtype == np.uint32

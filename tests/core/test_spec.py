@@ -7,30 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from any_spec import specs
 from splitquant.core.spec import (
     CLUSTER_ID_BITS,
     EMBEDDING,
     LAYOUTS,
     MAX_CLUSTERS,
     PAPER,
-    STRATEGIES,
     WIDTHS,
     Granularity,
     QuantSpec,
 )
 from splitquant.errors import SpecError, SplitQuantError
 
-SPECS = st.builds(
-    QuantSpec,
-    bits=st.integers(2, 8),
-    clusters=st.integers(0, 8),
-    strategy=st.sampled_from(STRATEGIES),
-    granularity=st.one_of(st.sampled_from(["tensor", "channel"]), st.integers(2, 4096).map(lambda n: f"group:{n}")),
-    symmetric=st.booleans(),
-    layout=st.sampled_from(LAYOUTS),
-)
+SPECS = specs(granularities=["tensor", "channel", "group:2", "group:32", "group:4096"])
 
 
 @dataclass(frozen=True)
@@ -62,7 +53,9 @@ INVALID = [
     Invalid("clusters false", {"clusters": False}, r"clusters is False"),
     Invalid("clusters list", {"clusters": [1]}, r"clusters is \[1\]"),
     Invalid(
-        "strategy unknown", {"strategy": "magnitude"}, r"strategy is 'magnitude'; expected one of kmeans, min_error"
+        "strategy unknown",
+        {"strategy": "random"},
+        r"strategy is 'random'; expected one of min_error, kmeans, magnitude, residual, lloyd",
     ),
     Invalid("strategy none", {"strategy": None}, r"strategy is None"),
     Invalid("layout unknown", {"layout": "stacked"}, r"layout is 'stacked'; expected one of fused, parallel"),
@@ -70,6 +63,27 @@ INVALID = [
     Invalid("symmetric number", {"symmetric": 1}, r"symmetric is 1; expected true or false"),
     Invalid("symmetric text", {"symmetric": "yes"}, r"symmetric is 'yes'"),
     Invalid("symmetric none", {"symmetric": None}, r"symmetric is None"),
+    Invalid("polish number", {"polish": 1}, r"polish is 1; expected true or false"),
+    Invalid("polish text", {"polish": "no"}, r"polish is 'no'"),
+    Invalid(
+        "residual beyond a byte",
+        {"strategy": "residual", "bits": 4, "clusters": 3},
+        r"residual with 3 clusters of 4 bits; expected clusters \* bits of at most 8",
+    ),
+    Invalid(
+        "residual of two wide parts",
+        {"strategy": "residual", "bits": 5, "clusters": 2},
+        r"residual with 2 clusters of 5 bits",
+    ),
+    Invalid(
+        "lloyd parallel", {"strategy": "lloyd", "layout": "parallel"}, r"lloyd with a parallel layout or symmetric"
+    ),
+    Invalid("lloyd symmetric", {"strategy": "lloyd", "symmetric": True}, r"lloyd with a parallel layout or symmetric"),
+    Invalid(
+        "lloyd of many levels",
+        {"strategy": "lloyd", "bits": 6, "clusters": 5},
+        r"lloyd with 5 clusters of 6 bits; expected clusters \* 2\*\*bits of at most 256",
+    ),
     Invalid(
         "granularity unknown",
         {"granularity": "row"},
@@ -130,6 +144,7 @@ def test_paper_preset():
         "granularity": "tensor",
         "symmetric": False,
         "layout": "parallel",
+        "polish": False,
     }
     assert PAPER.zero_in_grid
 
@@ -207,7 +222,7 @@ def test_json_round_trip(spec):
     """A spec comes back from JSON equal, with every field spelled out."""
     stored = json.loads(json.dumps(spec.to_dict()))
     assert QuantSpec.from_dict(stored) == spec
-    assert set(stored) == {"bits", "clusters", "strategy", "granularity", "symmetric", "layout"}
+    assert set(stored) == {"bits", "clusters", "strategy", "granularity", "symmetric", "layout", "polish"}
     assert stored["clusters"] > 0
 
 
@@ -246,6 +261,11 @@ def test_numpy_integers_stay_json():
         (EMBEDDING, "INT8 plain channel symmetric"),
         (PAPER, "INT4 k=3 kmeans tensor parallel"),
         (QuantSpec(2, 1, granularity="group:32"), "INT2 plain group:32"),
+        (QuantSpec(polish=False), "INT4 k=4 min_error channel unpolished"),
+        (QuantSpec(clusters=1, polish=True), "INT4 plain channel polished"),
+        (QuantSpec(strategy="residual"), "INT4 k=2 residual channel parallel"),
+        (QuantSpec(strategy="lloyd"), "INT4 k=4 lloyd channel"),
+        (QuantSpec(strategy="magnitude", clusters=2), "INT4 k=2 magnitude channel symmetric"),
     ],
 )
 def test_text_form(spec, text):
@@ -260,3 +280,19 @@ def test_zero_in_grid(clusters, symmetric, layout):
     """Only the asymmetric grids of several fused clusters may lack zero."""
     spec = QuantSpec(clusters=clusters, symmetric=symmetric, layout=layout)
     assert spec.zero_in_grid == (layout == "parallel" or symmetric or clusters == 1)
+
+
+@pytest.mark.parametrize("strategy", ["residual", "lloyd"])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_default_clusters_are_allowed(strategy, bits):
+    """For every width there is a default that the strategy takes."""
+    spec = QuantSpec(bits=bits, strategy=strategy)
+    assert spec.clusters == (max(1, min(2, 8 // bits)) if strategy == "residual" else min(4, 256 >> bits))
+    assert spec.code_bits <= 8
+
+
+def test_strategies_fix_what_they_need():
+    """Shells are symmetric and residual parts parallel, whatever was said."""
+    assert QuantSpec(strategy="magnitude", symmetric=False).symmetric
+    assert QuantSpec(strategy="residual", layout="fused").layout == "parallel"
+    assert (QuantSpec(3, 2, "residual").code_bits, QuantSpec(3, 2, "residual").cluster_bits) == (6, 0)

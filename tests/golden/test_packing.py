@@ -90,3 +90,25 @@ def test_whole_tensor_with_row_scales():
         sum(v << (3 * j) for j, v in enumerate(row)) for row in codes
     ]
     assert np.array_equal(split.dequantize("fp16"), array)
+
+
+def test_whole_tensor_residual():
+    """One plane of joint codes: the first part in the low bits, the second above it."""
+    array = np.array([[-3, -1.5, 0, 1.5, 3]], np.float32)
+    split = quantize_array(array, QuantSpec(2, 2, "residual", "tensor", symmetric=True))
+    assert split.scale.tolist() == [3.0, 1.5]
+    assert split.offset.tolist() == [-6.0, -3.0]
+    assert split.clusters is None
+    assert split.codes.tobytes() == bytes([0x69, 0x7A, 0x0B])
+    assert [part.tolist() for part in split.integer_parts()] == [[[1, 2, 2, 3, 3]], [[2, 1, 2, 1, 2]]]
+    assert np.array_equal(split.dequantize(), array)
+
+
+def test_whole_tensor_lloyd():
+    """The levels themselves are stored, ascending over clusters and codes."""
+    array = np.array([[1, 1, 2, 5, -4, 9, 7, 6, 8]], np.float16)
+    split = quantize_array(array, QuantSpec(2, 2, "lloyd", "tensor"))
+    assert split.levels.tolist() == [[-4, 1, 2, 5], [6, 7, 8, 9]]
+    assert split.codes.tobytes() == bytes([0b11100101, 0b00011100, 0b10])
+    assert split.clusters.tobytes() == bytes([0b11100000, 0b1])
+    assert np.array_equal(split.dequantize("fp16"), array)

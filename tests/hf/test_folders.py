@@ -107,6 +107,12 @@ def test_generate(folders, name):
         splitquant.QuantSpec(bits=3, clusters=2, granularity="group:16"),
         splitquant.QuantSpec(bits=2, clusters=8, granularity="tensor"),
         splitquant.QuantSpec(bits=8, clusters=1, symmetric=True),
+        splitquant.QuantSpec(strategy="magnitude", granularity="tensor"),
+        splitquant.QuantSpec(strategy="residual"),
+        splitquant.QuantSpec(bits=2, clusters=3, strategy="residual", granularity="group:16", symmetric=True),
+        splitquant.QuantSpec(strategy="lloyd"),
+        splitquant.QuantSpec(bits=3, clusters=1, strategy="lloyd", granularity="tensor"),
+        splitquant.QuantSpec(polish=False),
     ],
     ids=str,
 )
@@ -118,6 +124,8 @@ def test_specs(folders, run, tmp_path, spec):
     packed, plain = (made.model_class.from_pretrained(tmp_path / n) for n in ("packed", "plain"))
     assert torch.equal(run(packed, "llama"), run(plain, "llama"))
     assert all(weight.packing.spec == spec for _, weight in packed_weights(packed))
+    packed.save_pretrained(tmp_path / "again")
+    assert torch.equal(run(splitquant.load(tmp_path / "again"), "llama"), run(packed, "llama"))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -136,6 +144,22 @@ def test_dtype_follows_the_model(folders, run, name, dtype):
         cast = made.model_class.from_pretrained(made.packed).to(dtype)
         assert torch.equal(run(cast, name), run(made.model_class.from_pretrained(made.twin).to(dtype), name))
         assert all(weight.scale.dtype == torch.float32 for _, weight in packed_weights(cast))
+
+
+def test_int8_activations(folders, run):
+    """The inputs of a loaded model's layers can be put on INT8 grids: the output of the float twin with such inputs."""
+    from splitquant.torch import DynamicInt8
+
+    made, grid = folders("llama-tied"), DynamicInt8()
+    packed, plain = splitquant.load(made.packed), made.model_class.from_pretrained(made.twin)
+    before = run(packed, "llama")
+    for _, weight in packed_weights(packed):
+        weight.activations = grid
+    for module in plain.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda _, args: (grid(args[0]),))
+    assert not torch.equal(run(packed, "llama"), before)
+    assert torch.equal(run(packed, "llama"), run(plain, "llama"))
 
 
 def test_device_map(folders, run):

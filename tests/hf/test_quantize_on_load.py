@@ -35,6 +35,27 @@ def test_same_as_quantizing_the_folder(folders, run, tmp_path, name):
     assert torch.equal(run(splitquant.load(tmp_path), name), run(model, name))
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        QuantSpec(strategy="magnitude", granularity="tensor", layout="parallel"),
+        QuantSpec(strategy="residual"),
+        QuantSpec(bits=3, clusters=2, strategy="lloyd", granularity="group:16"),
+        QuantSpec(bits=2, polish=False),
+    ],
+    ids=str,
+)
+def test_every_strategy(folders, tmp_path, spec):
+    """A configuration takes every field of a spec, and gives the planes of the folder that `quantize` writes."""
+    made = folders("llama")
+    model = made.model_class.from_pretrained(made.source, quantization_config=SplitQuantConfig(**spec.to_dict()))
+    splitquant.quantize(made.source, tmp_path / "packed", spec)
+    ours, theirs = dict(packed_weights(model)), dict(packed_weights(splitquant.load(tmp_path / "packed")))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[key].same_planes(theirs[key]) for key in ours)
+    assert ours["model.layers.0.mlp.up_proj.weight"].packing.spec == spec
+
+
 @pytest.mark.parametrize("name", ["mixtral", "qwen2-moe", "gpt-oss"])
 def test_experts_stay_float_with_a_warning(folders, run, tmp_path, caplog, name):
     """Experts in 3-D parameters stay as they were, the warning names them, and the model can be saved and loaded."""

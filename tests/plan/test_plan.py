@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from any_spec import specs
 from splitquant.core.rows import pack_row_scale
-from splitquant.core.spec import EMBEDDING, LAYOUTS, QuantSpec
-from splitquant.core.split import quantize_array
+from splitquant.core.spec import EMBEDDING, QuantSpec
+from splitquant.core.split import level_planes, quantize_array
 from splitquant.errors import SpecError
 from splitquant.plan.plan import Recipe, plan_tensors
 from splitquant.plan.planes import geometry, planes_of
@@ -219,14 +220,7 @@ NUMPY = {"U8": np.uint8, "BF16": np.uint16, "F16": np.float16, "F32": np.float32
     st.lists(st.integers(1, 7), min_size=2, max_size=4).map(tuple),
     st.sampled_from(["bf16", "fp16", "fp32"]),
     st.booleans(),
-    st.builds(
-        QuantSpec,
-        bits=st.integers(2, 8),
-        clusters=st.integers(1, 8),
-        granularity=st.sampled_from(["tensor", "channel", "group:2", "group:5", "group:32"]),
-        symmetric=st.booleans(),
-        layout=st.sampled_from(LAYOUTS),
-    ),
+    specs(granularities=["tensor", "channel", "group:2", "group:5", "group:32"]),
     st.integers(0, 1),
     st.integers(0, 2**32 - 1),
 )
@@ -241,10 +235,9 @@ def test_planned_planes_are_those_that_are_made(shape, kind, stack, spec, axis, 
     splits = [quantize_array(part, spec, axis - 1) for part in array] if stack else [quantize_array(array, spec, axis)]
     made = {
         "codes": [s.codes for s in splits],
-        "scale": [s.scale for s in splits],
-        "offset": [s.offset for s in splits],
+        **{name: [getattr(s, name) for s in splits] for name in level_planes(spec, splits[0])},
     }
-    if spec.clusters > 1:
+    if spec.cluster_bits:
         made["clusters"] = [s.clusters for s in splits]
     if spec.granularity != "tensor":
         made["row_scale"] = [pack_row_scale(s.row_scale, s.row_scale_kind) for s in splits]

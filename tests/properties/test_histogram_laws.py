@@ -201,6 +201,35 @@ def test_kinds_do_not_mix():
         ValueHistogram("bf16", zeros).merge(ValueHistogram("fp16", zeros))
 
 
+def test_weighted_does_not_mix_with_unweighted():
+    """A histogram with weights and one without cannot be merged."""
+    zeros = np.zeros(KEYS, np.int64)
+    with pytest.raises(ValueError, match="weighted"):
+        ValueHistogram("fp32", zeros, None, zeros).merge(ValueHistogram("fp32", zeros))
+
+
+@laws
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 11), max_size=4), st.sampled_from([0, 2, 5]))
+def test_weighted_windows_equal_the_whole(seed, cuts, size):
+    """Rows weigh by the largest row_scale of the whole, and then it does not matter how they are cut."""
+    rng = np.random.default_rng(seed)
+    x = (rng.standard_normal((12, 9)) * np.exp(2 * rng.standard_normal((12, 1)))).astype(np.float32)
+    spec = QuantSpec(granularity=f"group:{size}" if size else "channel")
+    rows = scale_rows(x, spec)
+    whole = survey(x, rows.weighed(rows.heaviest))
+    pieces = [np.ascontiguousarray(part) for part in np.split(x, sorted(cuts)) if len(part)]
+    found = [survey(piece, scale_rows(piece, spec).weighed(rows.heaviest)) for piece in pieces]
+    merged = found[-1]
+    for histogram in found[-2::-1]:
+        merged = merged.merge(histogram)
+    assert same_histogram(merged, whole)
+    assert np.array_equal(merged.weight, whole.weight)
+    bins, plain = whole.bins(), survey(x, rows).bins()
+    assert bins.count.sum() == pytest.approx(whole.weight.sum(), rel=1e-12)
+    assert np.array_equal(bins.low, plain.low)
+    np.testing.assert_allclose(bins.sum / bins.count, plain.sum / plain.count, rtol=1e-12)
+
+
 def test_empty_window():
     """No weights give no bins."""
     for dtype in (np.uint16, np.float16, np.float32):

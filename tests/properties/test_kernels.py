@@ -10,13 +10,15 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from splitquant.core.affine import Grid
+from any_spec import specs as any_specs
+from splitquant.core.affine import Grid, levels
 from splitquant.core.histogram import LowBits, ValueHistogram
 from splitquant.core.partition import prefix_arrays
 from splitquant.core.reference import NumpyKernels, from_float32, to_float32
-from splitquant.core.rows import LARGEST_FP16, LARGEST_MAGNITUDE, inverse_of, row_scale_from, row_scale_kind
+from splitquant.core.rows import LARGEST_FP16, LARGEST_MAGNITUDE, inverse_of, row_scale_from, row_scale_kind, row_weight
+from splitquant.core.solve import needs_survey, needs_weights, solve
 from splitquant.core.spec import CLUSTER_ID_BITS, QuantSpec
-from splitquant.core.split import kind_of, needs_survey, plane_widths, solve, survey
+from splitquant.core.split import RowScales, kind_of, plane_widths, survey
 
 native = pytest.importorskip(
     "splitquant._native",
@@ -126,12 +128,29 @@ def test_count16(isa, seed, rows, cols, dtype):
 
 
 @laws
-@given(matrices(), st.one_of(st.just(0), groups))
-def test_count32(isa, x, group):
-    """count32 has the twin's counts, sums and extremes, with and without row scales."""
-    _, inverse = scales_of(x, group)
-    for ours, theirs in zip(COMPILED.count32(x, inverse, group), TWIN.count32(x, inverse, group), strict=True):
+@given(matrices(), st.one_of(st.just(0), groups), st.booleans())
+def test_count32(isa, x, group, weighed):
+    """count32 has the twin's counts, sums, extremes and weights, with and without row scales."""
+    scale, inverse = scales_of(x, group)
+    weight = row_weight(scale, float(scale.max())) if weighed and scale is not None else None
+    arguments = (x, inverse, group, weight)
+    for ours, theirs in zip(COMPILED.count32(*arguments), TWIN.count32(*arguments), strict=True):
         same(ours, theirs)
+
+
+@laws
+@given(matrices(), groups)
+def test_weights_are_those_of_the_rows(isa, x, group):
+    """A key weighs what its values' groups weigh together; without weights it weighs its count."""
+    scale, inverse = scales_of(x, group)
+    weight = row_weight(scale, float(scale.max()))
+    found = COMPILED.count32(x, inverse, group, weight)
+    each = np.repeat(weight.astype(np.int64), group, axis=1)[:, : x.shape[1]]
+    assert found.weights.sum() == each.sum()
+    assert ((found.weights > 0) == (found.counts > 0)).all()
+    plain = COMPILED.count32(x, inverse, group)
+    same(plain.weights, plain.counts)
+    same(found.counts, plain.counts)
 
 
 def test_count32_nonfinite(isa):
@@ -159,7 +178,7 @@ def test_partition(isa, x, clusters, scaled, objective):
     """partition gives the twin's borders, ties included, for every objective."""
     _, inverse = scales_of(x, x.shape[1] if scaled else 0)
     counts = TWIN.count32(x, inverse, x.shape[1])
-    bins = ValueHistogram("fp32", counts.counts, LowBits(*counts[1:])).bins()
+    bins = ValueHistogram("fp32", counts.counts, LowBits(*counts[1:5])).bins()
     clusters = min(clusters, len(bins))
     arrays = prefix_arrays(bins, objective)
     with np.errstate(all="ignore"):
@@ -183,31 +202,16 @@ def test_partition_ties(isa, clusters, extra, seed):
         )
 
 
-specs = st.builds(
-    QuantSpec,
-    bits=st.integers(2, 8),
-    clusters=st.integers(1, 8),
-    strategy=st.sampled_from(["kmeans", "min_error"]),
-    granularity=st.one_of(
-        st.sampled_from(["tensor", "channel", *(f"group:{n}" for n in (2, 3, 16, 32, 48, 64, 100, 128, 1000))]),
-    ),
-    symmetric=st.booleans(),
-    layout=st.sampled_from(["fused", "parallel"]),
-)
-
-
-class Row:
-    """The row scales that `survey` takes."""
-
-    def __init__(self, group, scale, inverse):
-        self.group, self.scale, self.inverse = group, scale, inverse
+specs = any_specs(granularities=["tensor", "channel", *(f"group:{n}" for n in (2, 3, 16, 32, 48, 64, 100, 128, 1000))])
 
 
 def problem_of(x, spec):
     """Group, row scales, inverses and the grid for a matrix, made as `quantize_array` makes them."""
     group = spec.group_size(x.shape[1])
     scale, inverse = scales_of(x, group)
-    rows = None if scale is None else Row(group, scale, inverse)
+    rows = None if scale is None else RowScales(group, scale, inverse)
+    if rows is not None and needs_weights(spec):
+        rows = rows.weighed(rows.heaviest)
     with np.errstate(all="ignore"):
         grid = solve(survey(x, rows) if needs_survey(spec) else None, spec)
     return group, scale, inverse, grid
@@ -219,7 +223,8 @@ def encoded(kernels, x, scale, inverse, group, grid, spec):
     codes = np.full((x.shape[0], codes_width), 0xA5, np.uint8)
     clusters = np.full((x.shape[0], clusters_width), 0xA5, np.uint8) if clusters_width else None
     with np.errstate(all="ignore"):
-        errors = kernels.encode(x, scale, inverse, group, grid, codes, clusters)
+        encode = kernels.encode if grid.cells is None else kernels.encode_cells
+        errors = encode(x, scale, inverse, group, grid, codes, clusters)
     return [codes, *([] if clusters is None else [clusters]), *errors]
 
 
@@ -250,14 +255,10 @@ def test_encode_any_grid(isa, x, bits, clusters, seed):
     lower = np.sort(rng.choice(u.reshape(-1), clusters)).astype(np.float32)
     lower[0] = -np.inf
     lower[rng.integers(1, clusters + 1) :] = np.inf
-    grid = Grid(
-        bits,
-        lower,
-        rng.choice(np.array([0, 1, 2**-126, 0.013, 0.25], np.float32), clusters),
-        rng.standard_normal(clusters).astype(np.float32),
-        int(rng.integers(0, 2)),
-        (1 << bits) - 1,
-    )
+    steps = rng.choice(np.array([0, 1, 2**-126, 0.013, 0.25], np.float32), clusters)
+    offset = rng.standard_normal(clusters).astype(np.float32)
+    code_min, code_max = int(rng.integers(0, 2)), (1 << bits) - 1
+    grid = Grid(bits, lower, steps, offset, code_min, code_max, levels(steps, offset, bits))
     spec = QuantSpec(bits=bits, clusters=clusters)
     ours, theirs = (encoded(kernels, x, scale, inverse, x.shape[1], grid, spec) for kernels in (COMPILED, TWIN))
     for left, right in zip(ours, theirs, strict=True):
@@ -309,9 +310,8 @@ def test_packed_bytes(isa, bits):
 def test_encoded_bytes(isa):
     """The planes of a matrix worked out by hand: value order, nibble order and cluster ids."""
     x = np.array([[-1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 0.75]], np.float32)
-    grid = Grid(
-        4, np.array([-np.inf, 0], np.float32), np.array([0.125, 0.25], np.float32), np.array([-1, 0], np.float32), 0, 15
-    )
+    lower, scale, offset = (np.array(part, np.float32) for part in ([-np.inf, 0], [0.125, 0.25], [-1, 0]))
+    grid = Grid(4, lower, scale, offset, 0, 15, levels(scale, offset, 4))
     codes, clusters = np.empty((1, 4), np.uint8), np.empty((1, 1), np.uint8)
     errors = COMPILED.encode(x, None, None, 0, grid, codes, clusters)
     assert codes.tolist() == [[0x40, 0x10, 0x42, 0x03]]

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from any_spec import specs
 from splitquant.core.partition import objective_of
-from splitquant.core.spec import LAYOUTS, STRATEGIES, Layout, QuantSpec
+from splitquant.core.spec import LAYOUTS, Layout, QuantSpec
 from splitquant.core.split import quantize_array
 
 DTYPES = ["bf16", "fp16", "fp32", "fp64"]
@@ -67,16 +68,7 @@ def arrays(draw, min_dims=1):
 def problems(draw, min_dims=1, **fixed):
     """An array, a spec and an axis."""
     array = draw(arrays(min_dims))
-    options = {
-        "bits": st.integers(2, 8),
-        "clusters": st.integers(1, 8),
-        "strategy": st.sampled_from(STRATEGIES),
-        "granularity": st.sampled_from(["tensor", "channel", "group:2", "group:3", "group:8", "group:100"]),
-        "symmetric": st.booleans(),
-        "layout": st.sampled_from(LAYOUTS),
-    }
-    spec = QuantSpec(**{name: fixed.get(name, draw(values)) for name, values in options.items()})
-    return array, spec, draw(st.integers(0, min(1, array.ndim - 1)))
+    return array, draw(specs(**fixed)), draw(st.integers(0, min(1, array.ndim - 1)))
 
 
 def rows_of(tensor, axis):
@@ -93,8 +85,11 @@ def row_scales(split):
     return np.repeat(split.row_scale.astype(np.float64), group, axis=1)[:, : split.cols]
 
 
+SEGMENTS = ("min_error", "kmeans", "magnitude")
+
+
 @laws
-@given(problems())
+@given(problems(strategies=SEGMENTS, polish=False))
 def test_error_is_at_most_half_a_step(problem):
     """|w - w_hat| is at most half a step of the weight's own grid times its row_scale, beside float32 rounding."""
     array, spec, axis = problem
@@ -111,11 +106,18 @@ def test_error_is_at_most_half_a_step(problem):
 @laws
 @given(problems())
 def test_dequantize_is_the_formula(problem):
-    """`W = row_scale * (scale[c] * q + offset[c])` in float32, and the other dtypes are its roundings."""
+    """`W = row_scale * level` in float32, each strategy's level written out; the other dtypes are its roundings."""
     array, spec, axis = problem
     split = quantize_array(array, spec, axis)
     code, cluster = rows_of(split.unpacked_codes(), axis), rows_of(split.unpacked_clusters(), axis)
-    levels = split.scale[cluster] * code.astype(np.float32) + split.offset[cluster]
+    if spec.strategy == "lloyd":
+        levels = split.levels[cluster, code]
+    elif spec.strategy == "residual":
+        levels, q = np.zeros(code.shape, np.float32), 1 << spec.bits
+        for c in range(spec.clusters):
+            levels = levels + (split.scale[c] * (code // q**c % q).astype(np.float32) + split.offset[c])
+    else:
+        levels = split.scale[cluster] * code.astype(np.float32) + split.offset[cluster]
     expected = levels if split.row_scale is None else levels * row_scales(split).astype(np.float32)
     whole = split.dequantize()
     assert whole.dtype == np.float32
@@ -141,7 +143,7 @@ def test_figures_are_the_errors(problem):
 
 
 @laws
-@given(problems())
+@given(problems(strategies=(*SEGMENTS, "lloyd")))
 def test_parts_are_disjoint_and_sum_to_the_whole(problem):
     """k parts, each weight in one of them, whose sum is the reconstruction, exactly."""
     array, spec, axis = problem
@@ -151,6 +153,20 @@ def test_parts_are_disjoint_and_sum_to_the_whole(problem):
     assert (sum((part != 0).astype(int) for part in parts) <= 1).all()
     assert np.array_equal(sum(parts), split.dequantize())
     assert all(part.dtype == np.float32 and part.shape == array.shape for part in parts)
+
+
+@laws
+@given(problems(strategies=("residual",)))
+def test_residual_parts_sum_to_the_whole(problem):
+    """The parts of a residual tensor, which all hold every weight, add up to the reconstruction within rounding."""
+    array, spec, axis = problem
+    split = quantize_array(array, spec, axis)
+    parts = split.parts()
+    assert len(parts) == spec.clusters
+    assert split.clusters is None
+    total = sum(part.astype(np.float64) for part in parts)
+    room = sum(np.abs(part.astype(np.float64)) for part in parts) * spec.clusters * EPS + 2.0**-148
+    assert (np.abs(total - split.dequantize()) <= room).all()
 
 
 @laws
@@ -176,8 +192,7 @@ def test_symmetric_codes_leave_the_first_out(problem):
     """A symmetric grid uses signed narrow range: no code 0, and zero_point in the middle."""
     array, spec, axis = problem
     split = quantize_array(array, spec, axis)
-    used = split.scale[split.unpacked_clusters()] > 0
-    assert (split.unpacked_codes()[used] >= 1).all()
+    assert all((codes >= 1).all() for codes, scale in zip(split.integer_parts(), split.scale, strict=True) if scale > 0)
     assert (split.zero_point == 1 << (spec.bits - 1)).all()
 
 
@@ -202,9 +217,10 @@ def test_planes_have_their_sizes(problem):
     split = quantize_array(array, spec, axis)
     rows = array.shape[axis]
     cols = array.size // rows
-    assert split.codes.shape == (rows, math.ceil(cols * spec.bits / 8))
-    stored = split.codes.nbytes + 8 * spec.clusters
-    if spec.clusters == 1:
+    residual, lloyd = spec.strategy == "residual", spec.strategy == "lloyd"
+    assert split.codes.shape == (rows, math.ceil(cols * spec.bits * (spec.clusters if residual else 1) / 8))
+    stored = split.codes.nbytes + (4 * spec.clusters * 2**spec.bits if lloyd else 8 * spec.clusters)
+    if spec.clusters == 1 or residual:
         assert split.clusters is None
     else:
         assert split.clusters.shape == (rows, math.ceil(cols * math.ceil(math.log2(spec.clusters)) / 8))
@@ -215,7 +231,8 @@ def test_planes_have_their_sizes(problem):
         groups = 1 if spec.granularity == "channel" else math.ceil(cols / int(spec.granularity[6:]))
         assert split.row_scale.shape == (rows, groups)
         stored += rows * groups * (4 if spec.granularity == "channel" and array.dtype.itemsize >= 4 else 2)
-    assert split.scale.shape == split.offset.shape == (spec.clusters,)
+    assert split.scale.shape == split.offset.shape == ((0,) if lloyd else (spec.clusters,))
+    assert split.levels.shape == ((1, 2 ** (spec.bits * spec.clusters)) if residual else (spec.clusters, 2**spec.bits))
     assert split.bits_per_weight == pytest.approx(8 * stored / array.size)
 
 
@@ -227,8 +244,7 @@ def test_permuted_rows_permute_the_planes(problem, data):
     order = np.array(data.draw(st.permutations(range(array.shape[axis]))))
     split = quantize_array(array, spec, axis)
     other = quantize_array(np.take(array, order, axis), spec, axis)
-    assert other.scale.tobytes() == split.scale.tobytes()
-    assert other.offset.tobytes() == split.offset.tobytes()
+    assert other.levels.tobytes() == split.levels.tobytes()
     assert np.array_equal(other.codes, split.codes[order])
     assert split.clusters is None or np.array_equal(other.clusters, split.clusters[order])
     assert split.row_scale is None or np.array_equal(other.row_scale, split.row_scale[order])
@@ -248,7 +264,7 @@ def test_input_is_left_alone_and_may_be_read_only(problem):
     assert again.codes.tobytes() == split.codes.tobytes()
     assert (again.clusters is None) == (split.clusters is None)
     assert split.clusters is None or again.clusters.tobytes() == split.clusters.tobytes()
-    assert (again.scale.tobytes(), again.offset.tobytes()) == (split.scale.tobytes(), split.offset.tobytes())
+    assert again.levels.tobytes() == split.levels.tobytes()
     assert again.figures == split.figures
 
 
@@ -262,14 +278,13 @@ def test_negative_zero_is_zero(problem):
     flipped[float32_of(array) == 0] ^= sign(1 << (8 * array.dtype.itemsize - 1))
     split, other = quantize_array(array, spec, axis), quantize_array(flipped.view(array.dtype), spec, axis)
     assert np.array_equal(split.codes, other.codes)
-    assert split.scale.tobytes() == other.scale.tobytes()
-    assert split.offset.tobytes() == other.offset.tobytes()
+    assert split.levels.tobytes() == other.levels.tobytes()
 
 
 @laws
-@given(problems(granularity="tensor", symmetric=False, layout="fused"))
+@given(problems(strategies=("min_error", "kmeans", "lloyd"), granularity="tensor", symmetric=False, layout="fused"))
 def test_clusters_are_intervals_of_values(problem):
-    """Cluster ids rise with the value: clusters are neighbouring segments."""
+    """Cluster ids rise with the value: clusters are neighbouring segments, polished or not."""
     array, spec, axis = problem
     split = quantize_array(array, spec, axis)
     order = np.argsort(float32_of(array).ravel(), kind="stable")
@@ -321,7 +336,7 @@ def test_strategies_are_best_at_their_own_objective(seed, clusters, layout, symm
     values = rng.standard_t(3, 300).astype(np.float16)
     exact = values.astype(np.float64)
     for strategy, other in (("kmeans", "min_error"), ("min_error", "kmeans")):
-        spec = QuantSpec(4, clusters, strategy, "tensor", symmetric, layout)
+        spec = QuantSpec(4, clusters, strategy, "tensor", symmetric, layout, polish=False)
         kind = objective_of(spec)
         best = objective(exact, borders_found(values, spec), kind)
         slack = 1 + 1e-9

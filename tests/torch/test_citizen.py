@@ -39,6 +39,8 @@ CONVERSIONS = {
     "split": lambda model: sqt.split(model).model,
     "parallel": lambda model: sqt.quantize(model, PAPER).model,
     "fused": lambda model: sqt.quantize(model, QuantSpec()).model,
+    "parallel, int8-tensor": lambda model: sqt.quantize(model, PAPER, activations="int8-tensor").model,
+    "fused, int8-token": lambda model: sqt.quantize(model, QuantSpec(), activations="int8-token").model,
 }
 
 
@@ -153,6 +155,23 @@ def test_export(made, strict):
     torch.export.save(program, buffer)
     buffer.seek(0)
     assert torch.allclose(torch.export.load(buffer).module()(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["magnitude", "residual", "lloyd"])
+def test_every_strategy_is_exported_and_compiled(strategy):
+    """Levels of every form are decoded by operations that export and compilation record."""
+    model, _ = sqt.quantize(Net().eval(), QuantSpec(bits=3, clusters=2, strategy=strategy))
+    x = torch.randn(2, 3, 7, 7)
+    with torch.no_grad():
+        expected = model(x)
+        assert torch.allclose(torch.export.export(model, (x,)).module()(x), expected, atol=1e-6)
+        torch.compiler.reset()
+        assert torch.allclose(torch.compile(model, backend="aot_eager", fullgraph=True)(x), expected, atol=1e-6)
+        assert torch.allclose(torch.jit.trace(model, x)(x), expected, atol=1e-6)
+    fresh, _ = sqt.quantize(Net().eval(), QuantSpec(bits=3, clusters=2, strategy=strategy))
+    fresh.load_state_dict(model.state_dict(), strict=True)
+    fresh.norm = model.norm
+    assert torch.equal(fresh(x), expected)
 
 
 def test_export_of_a_transformer_layer():

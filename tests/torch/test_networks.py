@@ -57,6 +57,34 @@ def test_trained_resnet(cifar10, dtype):
         assert torch.equal(found.argmax(1), expected.argmax(1))
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_trained_resnet_with_residual_parts(cifar10, symmetric):
+    """ResNet-20 split into residual parts: every image in the same class, and merged bit for bit."""
+    model, (pixels, _) = cifar10.network("ResNet-20"), cifar10.images()
+    split, report = sqt.split(model, QuantSpec(4, 2, "residual", "tensor", symmetric))
+    assert len(report.changed) == 20
+    with torch.no_grad():
+        found, expected = split(pixels[:10]), model(pixels[:10])
+    assert_close(found, expected)
+    assert torch.equal(found.argmax(1), expected.argmax(1))
+    merged = sqt.merge(split).model
+    assert all(torch.equal(a, b) for a, b in zip(merged.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("activations", ["int8-tensor", "int8-token"])
+def test_int8_activations_of_the_benchmark(cifar10, activations):
+    """What benchmarks/cifar10.py measures on merged layers is what quantized layers with `activations` compute."""
+    model, (pixels, _) = cifar10.network("ResNet-20"), cifar10.images()
+    x = pixels[:10]
+    for spec in (PAPER, QuantSpec()):
+        merged = sqt.merge(sqt.quantize(model, spec).model).model
+        with torch.no_grad(), cifar10.int8_activations(merged, activations):
+            expected = merged(x)
+        with torch.no_grad():
+            found = sqt.quantize(model, spec, activations=activations).model(x)
+        assert (found - expected).norm() < 0.01 * expected.norm()  # a rounding may move a code of a later layer
+
+
 def test_trained_resnet_56(cifar10):
     """ResNet-56, where rounding errors go through 56 layers: the same classes, and merge gives the same bits."""
     model, (pixels, _) = cifar10.network("ResNet-56"), cifar10.images()

@@ -28,6 +28,12 @@ SPECS = [
     QuantSpec(bits=5, clusters=8, granularity="tensor"),
     QuantSpec(bits=7, clusters=5, granularity="group:32"),
     QuantSpec(bits=2, clusters=1, symmetric=True),
+    QuantSpec(bits=3, clusters=3, strategy="magnitude"),
+    QuantSpec(bits=4, clusters=2, strategy="residual"),
+    QuantSpec(bits=2, clusters=3, strategy="residual", granularity="tensor", symmetric=True),
+    QuantSpec(bits=5, clusters=1, strategy="residual"),
+    QuantSpec(bits=4, clusters=3, strategy="lloyd"),
+    QuantSpec(bits=2, clusters=1, strategy="lloyd", granularity="group:7"),
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

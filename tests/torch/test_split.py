@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +15,7 @@ from torch import nn
 
 import splitquant.torch as sqt
 from splitquant import PAPER, QuantSpec, quantize_array
+from splitquant.core.minmax import minmax_rounded
 from splitquant.errors import SpecError, TensorError
 
 CONVOLUTIONS = [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]
@@ -64,7 +69,7 @@ def test_any_convolution(made, k, dtype):
     st.integers(1, 8),
     st.sampled_from(list(UNIT)),
     st.sampled_from(["tensor", "channel", "group:4"]),
-    st.sampled_from(["kmeans", "min_error"]),
+    st.sampled_from(["kmeans", "min_error", "magnitude"]),
 )
 def test_any_linear(ins, outs, bias, k, dtype, granularity, strategy):
     """Every Linear becomes k of them, gives the same output up to the stated bound, and merges bit for bit."""
@@ -93,16 +98,69 @@ def test_parts_are_masks_of_the_original_values(dtype):
 
 
 @pytest.mark.parametrize(
-    "spec", [PAPER, sqt.SPLIT, QuantSpec(clusters=5, granularity="channel", layout="parallel")], ids=str
+    "spec",
+    [PAPER, sqt.SPLIT, QuantSpec(clusters=5, granularity="channel"), QuantSpec(clusters=2, strategy="magnitude")],
+    ids=str,
 )
 def test_clusters_are_those_of_core(spec):
     """A part holds the weights to which core gives its cluster."""
     layer = nn.Linear(9, 20)
     split, report = sqt.split(layer, spec)
-    cluster = torch.from_numpy(quantize_array(layer.weight.detach().numpy(), spec).unpacked_clusters())
+    assert report[""].spec == replace(spec, layout="parallel", polish=False)
+    cluster = torch.from_numpy(quantize_array(layer.weight.detach().numpy(), report[""].spec).unpacked_clusters())
     for c, part in enumerate(split.parts):
         assert torch.equal(part.weight, torch.where(cluster == c, layer.weight, 0.0))
-    assert report[""].spec == spec
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 12),
+    st.integers(1, 4),
+    st.integers(2, 8),
+    st.sampled_from(list(UNIT)),
+    st.sampled_from(["tensor", "channel", "group:4"]),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_residual_parts(ins, outs, k, width, dtype, granularity, symmetric, seed):
+    """All parts but the last are on min-max grids, the last is the rest; the output and merge are the layer's again."""
+    spec = QuantSpec(min(width, 8 // k), k, "residual", granularity, symmetric)
+    generator = torch.Generator().manual_seed(seed)
+    layer, x = nn.Linear(ins, outs).to(dtype), torch.randn(3, ins, generator=generator).to(dtype)
+    layer.weight.data = (torch.randn(outs, ins, generator=generator) ** 3).to(dtype)
+    split, report = sqt.split(layer, spec)
+    rest = layer.weight.detach()
+    for part in split.parts[:-1]:
+        found = torch.from_numpy(minmax_rounded(rest.float().numpy(), spec)).to(dtype)
+        assert torch.equal(part.weight, found)
+        rest = rest - found
+    assert torch.equal(split.parts[-1].weight, rest)
+    noise = (rest.double() - torch.from_numpy(minmax_rounded(rest.float().numpy(), spec)).double()).square().sum()
+    assert report[""].figures.noise == pytest.approx(float(noise))
+    absolute = copy.deepcopy(layer)
+    absolute.weight.data = sum(part.weight.detach().abs() for part in split.parts)
+    with torch.no_grad():
+        assert ((split(x).double() - layer(x).double()).abs() <= bound(absolute, x, k)).all()
+    merged = sqt.merge(split).model.weight
+    if dtype in (torch.float32, torch.float64):
+        assert torch.equal(merged, layer.weight)
+    assert ((merged - layer.weight).abs() <= torch.finfo(dtype).eps * layer.weight.abs()).all()
+
+
+def test_residual_parts_of_other_layers():
+    """A transposed convolution's channels are its second axis, channels_last stays, and lloyd is refused."""
+    layer = nn.ConvTranspose2d(4, 3, 2).to(memory_format=torch.channels_last)
+    split, report = sqt.split(layer, QuantSpec(strategy="residual"))
+    by_channel = layer.weight.detach().movedim(1, 0).reshape(3, -1).numpy()
+    first = minmax_rounded(by_channel, report[""].spec)
+    assert np.array_equal(split.parts[0].weight.detach().movedim(1, 0).reshape(3, -1).numpy(), first)
+    assert split.parts[0].weight.is_contiguous(memory_format=torch.channels_last)
+    x = torch.randn(1, 4, 5, 5)
+    assert torch.allclose(split(x), layer(x), atol=1e-5)
+    assert torch.equal(sqt.merge(split).model.weight, layer.weight)
+    with pytest.raises(SpecError, match=r"lloyd channel; expected another strategy"):
+        sqt.split(layer, QuantSpec(strategy="lloyd"))
 
 
 def test_bias_is_in_part_0_alone():
@@ -185,7 +243,8 @@ def test_nan_and_infinity(value):
     """Such weights are an error with the module's name, and the model is as it was."""
     model = nn.ModuleDict({"good": nn.Linear(3, 3), "bad": nn.Linear(3, 3)})
     model["bad"].weight.data[0, 0] = value
-    for convert in (sqt.split, sqt.quantize):
+    residual = QuantSpec(strategy="residual")
+    for convert in (sqt.split, sqt.quantize, lambda model, **how: sqt.split(model, residual, **how)):
         with pytest.raises(TensorError, match=r"module 'bad' \(Linear\) holds NaN or infinity.*name it in exclude"):
             convert(model, inplace=True)
     assert type(model["good"]) is nn.Linear

@@ -17,7 +17,7 @@ from splitquant.checkpoint.safetensors import tensor_bytes
 from splitquant.core.histogram import Kind
 from splitquant.core.rows import unpack_row_scale
 from splitquant.core.spec import QuantSpec
-from splitquant.core.split import SplitTensor
+from splitquant.core.split import SplitTensor, levels_from
 from splitquant.errors import SourceError
 from splitquant.plan.planes import SAFETENSORS_DTYPE, Geometry, Plane, geometry, planes_of, scale_kind_of
 from splitquant.plan.table import METHOD, Entry, parse_table
@@ -115,14 +115,16 @@ class QuantizedFolder:
         """Rows `[first, last)` of matrix `index` of a tensor, as the SplitTensor of those rows, channel axis first."""
         planes = {plane.name: self._read_plane(tensor, plane, index, first, last) for plane in tensor.planes}
         clusters, row_scale = planes.get("clusters"), planes.get("row_scale")
+        scale, offset, levels = levels_from(tensor.spec, planes)
         return SplitTensor(
             shape=(last - first, tensor.geometry.cols),
             axis=0,
             spec=tensor.spec,
             codes=planes["codes"],
             clusters=clusters,
-            scale=planes["scale"],
-            offset=planes["offset"],
+            scale=scale,
+            offset=offset,
+            levels=levels,
             row_scale=None if row_scale is None else unpack_row_scale(row_scale),
             row_scale_kind=scale_kind_of(tensor.kind, tensor.spec),
         )
@@ -138,7 +140,7 @@ class QuantizedFolder:
     def _read_plane(self, tensor: StoredTensor, plane: Plane, index: int, first: int, last: int) -> Any:
         """The part of a plane that belongs to some rows of a matrix; per-matrix planes come whole."""
         shape = plane.shape[1:] if tensor.stack and plane.name != "shape" else plane.shape
-        if plane.name in ("scale", "offset", "shape"):
+        if plane.name in ("scale", "offset", "levels", "shape"):
             first, last, width = 0, 1, plane.nbytes // (tensor.geometry.count if plane.name != "shape" else 1)
             at = index * width if plane.name != "shape" else 0
         else:

@@ -24,15 +24,15 @@ from splitquant.core.error import NO_ERROR, ErrorFigures, ErrorSums, figures_of
 from splitquant.core.histogram import ValueHistogram
 from splitquant.core.kernels import Matrix
 from splitquant.core.rows import pack_row_scale, to_matrix
+from splitquant.core.solve import needs_survey, needs_weights, solve
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import (
     RowScales,
     encode_rows,
     kind_of,
-    needs_survey,
+    level_planes,
     plane_widths,
     scale_rows,
-    solve,
     sums_of,
     survey,
 )
@@ -130,10 +130,8 @@ def _quantize(
         for window in written:
             for plane, checksum in window.checksums.items():
                 pieces.setdefault(plane, []).append(checksum)
-        for plane, values in (("scale", grid.scale), ("offset", grid.offset)):
-            pieces.setdefault(plane, []).append(
-                _put(streams, plan, plane, index * values.nbytes, values.view(np.uint8))
-            )
+        for name, values in level_planes(spec, grid).items():
+            pieces.setdefault(name, []).append(_put(streams, plan, name, index * values.nbytes, values.view(np.uint8)))
         figures = figures.merge(figures_of(g.rows * g.cols, [window.errors for window in written]))
     pieces["shape"] = [_put(streams, plan, "shape", 0, np.array(plan.shape, "<i8").view(np.uint8))]
     return {f"{plan.name}.{plane}": join(checksums) for plane, checksums in pieces.items()}, figures
@@ -142,22 +140,33 @@ def _quantize(
 def _quantize_matrix(
     plan: TensorPlan, spec: QuantSpec, g: Geometry, index: int, streams: Streams, pool: ThreadPoolExecutor | None
 ) -> tuple[list[_Written], Grid]:
-    """One matrix: held whole where it fits, else read once to survey it and once more to encode it."""
+    """One matrix: held whole where it fits, else read once to survey it and once more to encode it.
+
+    Rows of different weights are read once more before, since the largest row_scale has to be known.
+    """
     windows = _windows(plan, spec, g, streams)
     if len(windows) == 1:
         x = _load(plan, g, index, (0, g.rows), streams)
         rows = scale_rows(x, spec)
-        grid = solve(survey(x, rows) if needs_survey(spec) else None, spec)
+        weighed = rows.weighed(rows.heaviest) if rows is not None and needs_weights(spec) else rows
+        grid = solve(survey(x, weighed) if needs_survey(spec) else None, spec)
         written = [_encode(plan, spec, g, index, (0, g.rows), x, rows, grid, streams)]
         streams.advance(plan.nbytes // g.count)
         return written, grid
     shared: Map = map if pool is None else pool.map
     weight_bytes = plan.nbytes // max(1, plan.weights)
-    passes = 2 if needs_survey(spec) else 1
+    passes = 1 + needs_survey(spec) + needs_weights(spec)
+
+    def weigh(window: tuple[int, int]) -> float:
+        x = _load(plan, g, index, window, streams)
+        rows = scale_rows(x, spec)
+        streams.advance(x.size * weight_bytes // passes)
+        return 0.0 if rows is None else rows.heaviest
 
     def look(window: tuple[int, int]) -> ValueHistogram:
         x = _load(plan, g, index, window, streams)
-        histogram = survey(x, scale_rows(x, spec))
+        rows = scale_rows(x, spec)
+        histogram = survey(x, rows.weighed(heaviest) if rows is not None and needs_weights(spec) else rows)
         streams.advance(x.size * weight_bytes // passes)
         return histogram
 
@@ -167,6 +176,7 @@ def _quantize_matrix(
         streams.advance(x.size * weight_bytes // passes)
         return written
 
+    heaviest = max(shared(weigh, windows)) if needs_weights(spec) else 0.0
     grid = solve(reduce(ValueHistogram.merge, shared(look, windows)) if needs_survey(spec) else None, spec)
     return list(shared(write, windows)), grid
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from splitquant.core.spec import QuantSpec
 
 F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
 
 SCALE_BITS = 16
 SMALLEST_SCALE = 2.0**-126  # the smallest normal float32: its inverse is finite and exact
@@ -32,14 +33,38 @@ def round_scale_up(scale: float) -> float:
     return max(rounded, SMALLEST_SCALE)
 
 
+def round_scale(scale: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The nearest floats with `SCALE_BITS` significant bits (0 stays 0; others are at least 2**-126)."""
+    mantissa, exponent = np.frexp(scale)
+    rounded = np.ldexp(np.rint(np.ldexp(mantissa, SCALE_BITS)), exponent - SCALE_BITS)
+    return np.where(scale > 0.0, np.maximum(rounded, SMALLEST_SCALE), 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """A quantizer as a step function: the values in ascending cells, each with one level.
+
+    border: float32 `[n - 1]`, ascending; value v is in the cell of that number of borders that are at most v.
+    level: float32 `[n]`; code, cluster: uint8 `[n]`, what is stored for the values of a cell.
+    """
+
+    border: F32
+    level: F32
+    code: U8
+    cluster: U8
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The levels of one tensor: k affine pieces and the values at which each cluster begins.
+    """The levels of one tensor and how values find theirs.
 
+    bits: of one entry of the codes plane.
     lower: float32 `[k]`, ascending; value v belongs to the last cluster whose `lower` is at most v (the first is -inf).
-        A cluster that no value needs has `lower = +inf`.
-    scale, offset: float32 `[k]`; LAW: `levels[c, q] = scale[c] * q + offset[c]`.
+        A cluster that no value needs has `lower = +inf`. For `magnitude` v is the magnitude.
+    scale, offset: float32 `[k]`; LAW: `levels[c, q] = scale[c] * q + offset[c]` (empty for `lloyd`).
     code_min, code_max: the codes in use (a symmetric grid leaves code 0 unused).
+    levels: float32 `[k, 2**bits]`, all representable values; for `residual`, whose parts add up, `[1, 2**bits]`.
+    cells: the step function that encodes; None: the cluster by `lower`, then its nearest level.
     """
 
     bits: int
@@ -48,16 +73,13 @@ class Grid:
     offset: F32
     code_min: int
     code_max: int
+    levels: F32
+    cells: Cells | None = None
 
     @property
     def clusters(self) -> int:
-        """The number k of clusters."""
-        return len(self.scale)
-
-    @property
-    def levels(self) -> F32:
-        """All representable values, float32 `[k, 2**bits]`."""
-        return levels(self.scale, self.offset, self.bits)
+        """The number of clusters that a weight is in one of."""
+        return len(self.levels)
 
     @property
     def inverse_scale(self) -> F32:
@@ -68,9 +90,23 @@ class Grid:
 
 
 def levels(scale: F32, offset: F32, bits: int) -> F32:
-    """All representable values, float32 `[k, 2**bits]`: `scale[c] * q + offset[c]`."""
+    """The values of k affine pieces, float32 `[k, 2**bits]`: `scale[c] * q + offset[c]`."""
     codes = np.arange(1 << bits, dtype=np.float32)
     return scale[:, None] * codes + offset[:, None]
+
+
+def part_levels(scale: F32, offset: F32, bits: int) -> F32:
+    """The values of each residual part by the joint code `sum(q_c << (c * bits))`, float32 `[k, 2**(k * bits)]`."""
+    joint = np.arange(1 << (bits * len(scale)))
+    of_part = levels(scale, offset, bits)
+    return np.stack([part[joint >> (c * bits) & ((1 << bits) - 1)] for c, part in enumerate(of_part)])
+
+
+def level_table(spec: QuantSpec, scale: F32, offset: F32) -> F32:
+    """All representable values of an affine spec as `Grid.levels` has them; residual parts are added in their order."""
+    if spec.strategy != "residual":
+        return levels(scale, offset, spec.bits)
+    return np.add.accumulate(part_levels(scale, offset, spec.bits), axis=0)[-1:]
 
 
 def affine_piece(low: float, high: float, spec: QuantSpec) -> tuple[float, float]:
@@ -104,4 +140,4 @@ def grid_for(low: NDArray[np.float64], high: NDArray[np.float64], spec: QuantSpe
     lower[0] = -np.inf
     offset += np.float32(0)  # -0.0 becomes 0.0: one spelling on disk
     code_min = 1 if spec.symmetric else 0
-    return Grid(spec.bits, lower, scale, offset, code_min, spec.width.codes - 1)
+    return Grid(spec.bits, lower, scale, offset, code_min, spec.width.codes - 1, levels(scale, offset, spec.bits))

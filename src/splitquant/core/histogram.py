@@ -27,7 +27,8 @@ F64 = NDArray[np.float64]
 class Bins:
     """The non-empty keys of a histogram in ascending order of value; every array is float64 `[n]`.
 
-    count: how many weights; sum, sum_sq: of their values; low, high: their least and greatest value.
+    count: how many weights, or what they weigh together; sum, sum_sq: of their values, so weighted; low, high: their
+        least and greatest value.
     """
 
     count: F64
@@ -38,6 +39,20 @@ class Bins:
 
     def __len__(self) -> int:
         return len(self.count)
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """Bins with each taken as one value, ascending; every array is float64 `[n]`. count, sum: as in `Bins`."""
+
+    mean: F64
+    count: F64
+    sum: F64
+
+    @classmethod
+    def of(cls, bins: Bins) -> Values:
+        """The means of bins."""
+        return cls(bins.sum / bins.count, bins.count, bins.sum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +71,21 @@ class ValueHistogram:
 
     count: int64 `[65536]`, indexed by the 16-bit pattern; `-0.0` is counted as `0.0`.
     low: for fp32 the low halves, else None.
+    weight: int64 `[65536]`, the sum of the weights of the values of each key; None where each counts once.
     Law: `merge` is exact, associative and commutative.
     """
 
     kind: Kind
     count: I64
     low: LowBits | None = None
+    weight: I64 | None = None
 
     def merge(self, other: ValueHistogram) -> ValueHistogram:
         """The histogram of both sources together."""
         if self.kind != other.kind:
             raise ValueError(f"cannot merge a {self.kind} histogram with a {other.kind} one")
+        if (self.weight is None) != (other.weight is None):
+            raise ValueError("cannot merge a weighted histogram with one that is not")
         low = None
         if self.low is not None and other.low is not None:
             low = LowBits(
@@ -75,7 +94,8 @@ class ValueHistogram:
                 np.minimum(self.low.min, other.low.min),
                 np.maximum(self.low.max, other.low.max),
             )
-        return ValueHistogram(self.kind, self.count + other.count, low)
+        weight = None if self.weight is None or other.weight is None else self.weight + other.weight
+        return ValueHistogram(self.kind, self.count + other.count, low, weight)
 
     @property
     def total(self) -> int:
@@ -105,10 +125,12 @@ class ValueHistogram:
         low_sum = self.low.sum[keys].astype(np.float64)
         low_sum_sq = self.low.sum_sq[keys].astype(np.float64)
         least, greatest = base + ulp * self.low.min[keys], base + ulp * self.low.max[keys]
+        # The values of a key are taken to weigh alike: they agree in their top 16 bits.
+        each = 1.0 if self.weight is None else self.weight[keys] / count
         return Bins(
-            count,
-            sign * (count * base + ulp * low_sum),
-            count * base * base + 2.0 * base * ulp * low_sum + ulp * ulp * low_sum_sq,
+            count * each,
+            sign * (count * base + ulp * low_sum) * each,
+            (count * base * base + 2.0 * base * ulp * low_sum + ulp * ulp * low_sum_sq) * each,
             np.where(negative, -greatest, least),
             np.where(negative, -least, greatest),
         )

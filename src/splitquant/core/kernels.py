@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitquant.core.affine import Grid
-from splitquant.core.histogram import Kind
+from splitquant.core.histogram import KEYS, Kind, Values
 from splitquant.errors import SpecError
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
+U32 = NDArray[np.uint32]
 U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
 F32 = NDArray[np.float32]
@@ -27,13 +28,21 @@ Matrix = NDArray[Any]
 
 
 class Counts32(NamedTuple):
-    """Per top-16-bit key, arrays of 65,536: how many values, and sums and extremes of their low 16 bits."""
+    """Per top-16-bit key, arrays of 65,536: how many values, sums and extremes of their low 16 bits, sum of their weights."""
 
     counts: I64
     low_sum: U64
     low_sum_sq: U64
     low_min: U16  # 65,535 where the key is empty
     low_max: U16  # 0 where the key is empty
+    weights: I64
+
+    @classmethod
+    def empty(cls) -> Counts32:
+        """The counts of no value."""
+        signed, unsigned = (np.zeros((2, KEYS), dtype) for dtype in (np.int64, np.uint64))
+        least, most = np.full(KEYS, KEYS - 1, np.uint16), np.zeros(KEYS, np.uint16)
+        return cls(signed[0], unsigned[0], unsigned[1], least, most, signed[1])
 
 
 class RowErrors(NamedTuple):
@@ -57,12 +66,19 @@ class Kernels(Protocol):
         """How often each 16-bit pattern occurs in a bf16 or fp16 matrix, `[65536]`; `-0.0` counts as `0.0`."""
         ...
 
-    def count32(self, x: Matrix, inverse: F32 | None, group: int) -> Counts32:
-        """Counts of `float32(x) * inverse` by top 16 bits (`inverse` None: of x itself); `-0.0` counts as `0.0`."""
+    def count32(self, x: Matrix, inverse: F32 | None, group: int, weight: U32 | None = None) -> Counts32:
+        """Counts of `float32(x) * inverse` by top 16 bits (`inverse` None: of x itself); `-0.0` counts as `0.0`.
+
+        weight: uint32 `[rows, groups]`, what a value of a group weighs (None: 1).
+        """
         ...
 
     def partition(self, count: F64, total: F64, low: F64, high: F64, clusters: int, kmeans: bool) -> I64:
         """Optimal borders `[clusters + 1]`, see `core.partition`; needs at least `clusters` bins."""
+        ...
+
+    def polish(self, values: Values, grid: Grid) -> Grid:
+        """Fit the k affine pieces of a grid whose clusters lie side by side to the values, see `core.polish`."""
         ...
 
     def encode(
@@ -83,6 +99,22 @@ class Kernels(Protocol):
         """
         ...
 
+    def encode_cells(
+        self,
+        x: Matrix,
+        row_scale: F32 | None,
+        inverse: F32 | None,
+        group: int,
+        grid: Grid,
+        codes: U8,
+        clusters: U8 | None,
+    ) -> RowErrors:
+        """As `encode`, by the cells of the grid: with n the number of borders that are at most u, those of cell n.
+
+        `w_hat = row_scale * level[n]`; NaN is in cell 0.
+        """
+        ...
+
     def pack(self, values: U8, bits: int) -> U8:
         """Pack `[rows, cols]` values of `bits` bits: value j at bit `j * bits` of its row, least significant first."""
         ...
@@ -95,6 +127,30 @@ class Kernels(Protocol):
         self, codes: U8, clusters: U8 | None, levels: F32, row_scale: F32 | None, group: int, cols: int, kind: Kind
     ) -> Matrix:
         """`row_scale * levels[cluster, code]` in float32, rounded to nearest even into the dtype of `kind`."""
+        ...
+
+    def part_planes(
+        self,
+        codes: U8,
+        bits: int,
+        clusters: U8 | None,
+        cluster_bits: int,
+        cols: int,
+        zero: U8,
+        base: U8,
+        out: U8,
+        out_bits: int,
+        out_cols: int,
+    ) -> None:
+        """Write the packed codes of every part into `out`, uint8 `[k, rows, ceil(out_cols * out_bits / 8)]`.
+
+        Part c holds `(code - zero[c] + base[c]) % 2**out_bits` where the cluster id is c (no plane of them: everywhere),
+        and `base[c]` elsewhere and in the columns from `cols` on.
+        """
+        ...
+
+    def transpose(self, x: Matrix, out: Matrix) -> None:
+        """Write `x.T` into `out`; words of 1, 2 or 4 bytes, those of a row of x next to each other."""
         ...
 
     def crc32(self, data: U8) -> int:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 import splitquant._native as _native  # noqa: PLR0402 - mypy accepts a module that may be missing in this form only
-from splitquant.core.affine import Grid
-from splitquant.core.histogram import KEYS, Kind
-from splitquant.core.kernels import F32, F64, I64, U8, Counts32, Matrix, RowErrors
+from splitquant.core.affine import Grid, levels
+from splitquant.core.histogram import KEYS, Kind, Values
+from splitquant.core.kernels import F32, F64, I64, U8, U32, Counts32, Matrix, RowErrors
+from splitquant.core.polish import LEAST_GAIN, MOST_STEPS
 from splitquant.core.spec import CLUSTER_ID_BITS
 from splitquant.errors import SpecError
 
@@ -53,16 +55,10 @@ class NativeKernels:
         _native.count16(words.reshape(-1), count)
         return count
 
-    def count32(self, x: Matrix, inverse: F32 | None, group: int) -> Counts32:
+    def count32(self, x: Matrix, inverse: F32 | None, group: int, weight: U32 | None = None) -> Counts32:
         words, kind = _words(x)
-        out = Counts32(
-            np.zeros(KEYS, np.int64),
-            np.zeros(KEYS, np.uint64),
-            np.zeros(KEYS, np.uint64),
-            np.full(KEYS, KEYS - 1, np.uint16),
-            np.zeros(KEYS, np.uint16),
-        )
-        _native.count32(words, kind, _per_group(inverse), group, *out)
+        out = Counts32.empty()
+        _native.count32(words, kind, _per_group(inverse), group, weight, *out)
         return out
 
     def partition(self, count: F64, total: F64, low: F64, high: F64, clusters: int, kmeans: bool) -> I64:
@@ -70,6 +66,12 @@ class NativeKernels:
         arrays = (np.ascontiguousarray(array, np.float64) for array in (count, total, low, high))
         _native.partition(*arrays, clusters, kmeans, borders)
         return borders
+
+    def polish(self, values: Values, grid: Grid) -> Grid:
+        pieces = grid.lower.copy(), grid.scale.copy(), grid.offset.copy()
+        _native.polish(values.mean, values.count, values.sum, grid.bits, MOST_STEPS, LEAST_GAIN, *pieces)
+        lower, scale, offset = pieces
+        return replace(grid, lower=lower, scale=scale, offset=offset, levels=levels(scale, offset, grid.bits))
 
     def encode(
         self,
@@ -82,29 +84,31 @@ class NativeKernels:
         clusters: U8 | None,
     ) -> RowErrors:
         words, kind = _words(x)
-        rows = x.shape[0]
-        _check_plane(codes)
-        if clusters is not None:
-            _check_plane(clusters)
-        errors = RowErrors(np.empty(rows), np.empty(rows), np.empty(rows, np.float32))
+        scales = (_per_group(row_scale), _per_group(inverse), group)
         pieces = (
             np.ascontiguousarray(part, np.float32) for part in (grid.lower, grid.scale, grid.offset, grid.inverse_scale)
         )
-        _native.encode(
-            words,
-            kind,
-            _per_group(row_scale),
-            _per_group(inverse),
-            group,
-            grid.bits,
-            grid.code_min,
-            grid.code_max,
-            *pieces,
-            codes,
-            clusters,
-            CLUSTER_ID_BITS[grid.clusters],
-            *errors,
-        )
+        planes, errors = _outputs(len(x), grid, codes, clusters)
+        _native.encode(words, kind, *scales, grid.bits, grid.code_min, grid.code_max, *pieces, *planes, *errors)
+        return errors
+
+    def encode_cells(
+        self,
+        x: Matrix,
+        row_scale: F32 | None,
+        inverse: F32 | None,
+        group: int,
+        grid: Grid,
+        codes: U8,
+        clusters: U8 | None,
+    ) -> RowErrors:
+        cells = grid.cells
+        assert cells is not None
+        words, kind = _words(x)
+        scales = (_per_group(row_scale), _per_group(inverse), group)
+        pieces = (cells.border, cells.level, cells.code, cells.cluster)
+        planes, errors = _outputs(len(x), grid, codes, clusters)
+        _native.encode_cells(words, kind, *scales, grid.bits, *pieces, *planes, *errors)
         return errors
 
     def pack(self, values: U8, bits: int) -> U8:
@@ -136,6 +140,26 @@ class NativeKernels:
         )
         return out
 
+    def part_planes(
+        self,
+        codes: U8,
+        bits: int,
+        clusters: U8 | None,
+        cluster_bits: int,
+        cols: int,
+        zero: U8,
+        base: U8,
+        out: U8,
+        out_bits: int,
+        out_cols: int,
+    ) -> None:
+        _check_plane(out)
+        _native.part_planes(codes, bits, clusters, cluster_bits, cols, zero, base, out_bits, out_cols, out)
+
+    def transpose(self, x: Matrix, out: Matrix) -> None:
+        words = np.dtype(f"u{x.itemsize}")
+        _native.transpose(x.view(words), out.view(words))
+
     def crc32(self, data: U8) -> int:
         whole = len(data) // _FOLD_BYTES * _FOLD_BYTES
         folded = np.empty(_FOLD_BYTES, np.uint8)
@@ -155,6 +179,15 @@ def _words(x: Matrix) -> tuple[NDArray[Any], int]:
 
 def _per_group(values: F32 | None) -> F32 | None:
     return None if values is None else np.ascontiguousarray(values, np.float32)
+
+
+def _outputs(rows: int, grid: Grid, codes: U8, clusters: U8 | None) -> tuple[tuple[U8, U8 | None, int], RowErrors]:
+    """The planes to write into with the bits of a cluster id, and room for the errors."""
+    _check_plane(codes)
+    if clusters is not None:
+        _check_plane(clusters)
+    errors = RowErrors(np.empty(rows), np.empty(rows), np.empty(rows, np.float32))
+    return (codes, clusters, CLUSTER_ID_BITS[grid.clusters]), errors
 
 
 def _check_plane(plane: U8) -> None:

@@ -8,9 +8,11 @@ segment never moves left as the end moves right, and divide and conquer finds ev
   same for every partition and is left out: what remains is `-sum**2 / count`.
 - `min_error`, own range: `count * (high - low)**2`; a linear grid of 2**b codes over a range r errs by
   `r**2 / (12 * (2**b - 1)**2)` per weight on average, and the factor is the same for all segments.
-- `min_error`, zero in the grid: the same with the range widened to hold zero.
+- `min_error`, zero in the grid: the same with the range widened to hold zero. `magnitude` is this on magnitudes, where it
+  is `count * high**2`, the error of a symmetric grid.
 
 Count and range are both sums that grow with the segment, hence so does the product's gain: the inequality holds.
+`lloyd` is `kmeans` with as many segments as there are levels.
 """
 
 from __future__ import annotations
@@ -29,10 +31,31 @@ I64 = NDArray[np.int64]
 
 
 def objective_of(spec: QuantSpec) -> Objective:
-    """The segment cost that a spec asks for (a symmetric grid holds zero, so it takes the form that does)."""
+    """The segment cost that a spec asks for (a symmetric grid holds zero, so it takes the form that does).
+
+    Of magnitudes, see `folded`, where the strategy is `magnitude`.
+    """
     if spec.strategy == "kmeans":
         return "kmeans"
     return "zero_range" if spec.zero_in_grid else "own_range"
+
+
+def folded(bins: Bins) -> Bins:
+    """The bins of the magnitudes; those of a value and its negative become one."""
+    sign = np.where(bins.high > 0.0, 1.0, -1.0)
+    low, high = np.where(sign > 0, bins.low, -bins.high), np.where(sign > 0, bins.high, -bins.low)
+    order = np.argsort(low, kind="stable")
+    low, high = low[order], high[order]
+    reach = np.maximum.accumulate(high)
+    start = np.flatnonzero(np.concatenate([[True], low[1:] > reach[:-1]]))
+    count, total, squares = (part[order] for part in (bins.count, bins.sum * sign, bins.sum_sq))
+    return Bins(
+        np.add.reduceat(count, start),
+        np.add.reduceat(total, start),
+        np.add.reduceat(squares, start),
+        low[start],
+        np.maximum.reduceat(high, start),
+    )
 
 
 def prefix_arrays(bins: Bins, objective: Objective) -> tuple[F64, F64, F64, F64]:

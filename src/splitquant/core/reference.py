@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from splitquant.core.affine import Grid
-from splitquant.core.histogram import KEYS, Kind
-from splitquant.core.kernels import F32, F64, I64, U8, Counts32, Matrix, RowErrors
+from splitquant.core.histogram import KEYS, Kind, Values
+from splitquant.core.kernels import F32, F64, I64, U8, U32, Counts32, Matrix, RowErrors
+from splitquant.core.polish import fitted
 from splitquant.core.spec import CLUSTER_ID_BITS
 
 BLOCK_WEIGHTS = 1 << 18  # rows are treated in blocks of about this many weights, to bound the temporaries
+N = TypeVar("N", bound=np.generic)
 CostFunction = Callable[[I64, I64], F64]  # (starts, ends) of segments -> their costs
+_TILE = 64  # of a transpose: its lines fit the nearest cache
 LANES = 16  # row errors are summed in 16 interleaved lanes, then over the lanes
 
 
@@ -44,7 +49,7 @@ def _blocks(rows: int, cols: int) -> Iterator[slice]:
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def _spread(per_group: F32, group: int, cols: int) -> F32:
+def _spread(per_group: NDArray[N], group: int, cols: int) -> NDArray[N]:
     """Per-group numbers repeated to per-weight ones, `[rows, cols]` (or `[rows, 1]` where a row is one group)."""
     return per_group if per_group.shape[1] == 1 else np.repeat(per_group, group, axis=1)[:, :cols]
 
@@ -68,15 +73,9 @@ class NumpyKernels:
         count[KEYS // 2] = 0
         return count
 
-    def count32(self, x: Matrix, inverse: F32 | None, group: int) -> Counts32:
+    def count32(self, x: Matrix, inverse: F32 | None, group: int, weight: U32 | None = None) -> Counts32:
         rows, cols = x.shape
-        out = Counts32(
-            np.zeros(KEYS, np.int64),
-            np.zeros(KEYS, np.uint64),
-            np.zeros(KEYS, np.uint64),
-            np.full(KEYS, KEYS - 1, np.uint16),
-            np.zeros(KEYS, np.uint16),
-        )
+        out = Counts32.empty()
         for block in _blocks(rows, cols):
             u = to_float32(x[block])
             with np.errstate(invalid="ignore"):  # a signalling NaN is counted like any other
@@ -89,7 +88,10 @@ class NumpyKernels:
             np.add.at(out.low_sum_sq, keys, (low * low).astype(np.uint64))
             np.minimum.at(out.low_min, keys, low.astype(np.uint16))
             np.maximum.at(out.low_max, keys, low.astype(np.uint16))
-        return out
+            if weight is not None:
+                weights = np.broadcast_to(_spread(weight[block], group, cols), u.shape)
+                np.add.at(out.weights, keys, weights.reshape(-1).astype(np.int64))
+        return out if weight is not None else out._replace(weights=out.counts.copy())
 
     def partition(self, count: F64, total: F64, low: F64, high: F64, clusters: int, kmeans: bool) -> I64:
         n = len(low)
@@ -143,6 +145,9 @@ class NumpyKernels:
             first, last, from_, to = first[keep], last[keep], from_[keep], to[keep]
         return best, starts
 
+    def polish(self, values: Values, grid: Grid) -> Grid:
+        return fitted(grid, values)
+
     def encode(
         self,
         x: Matrix,
@@ -153,19 +158,56 @@ class NumpyKernels:
         codes: U8,
         clusters: U8 | None,
     ) -> RowErrors:
-        rows, cols = x.shape
-        errors = RowErrors(np.empty(rows), np.empty(rows), np.empty(rows, np.float32))
         levels, inverse_scale = grid.levels, grid.inverse_scale
-        for block in _blocks(rows, cols):
-            w = to_float32(x[block])
-            u = w if inverse is None else w * _spread(inverse[block], group, cols)
+
+        def stored(u: F32) -> tuple[F32, U8, U8]:
             cluster = np.zeros(u.shape, np.uint8)
             for border in grid.lower[1:]:
                 cluster += u >= border
             with np.errstate(over="ignore"):
                 steps = np.rint((u - grid.offset[cluster]) * inverse_scale[cluster])
             code = np.clip(steps, grid.code_min, grid.code_max).astype(np.uint8)
-            w_hat = levels[cluster, code]
+            return levels[cluster, code], code, cluster
+
+        return self._encode(x, row_scale, inverse, group, grid, codes, clusters, stored)
+
+    def encode_cells(
+        self,
+        x: Matrix,
+        row_scale: F32 | None,
+        inverse: F32 | None,
+        group: int,
+        grid: Grid,
+        codes: U8,
+        clusters: U8 | None,
+    ) -> RowErrors:
+        cells = grid.cells
+        assert cells is not None
+
+        def stored(u: F32) -> tuple[F32, U8, U8]:
+            cell = np.searchsorted(cells.border, u, side="right")
+            cell[np.isnan(u)] = 0
+            return cells.level[cell], cells.code[cell], cells.cluster[cell]
+
+        return self._encode(x, row_scale, inverse, group, grid, codes, clusters, stored)
+
+    def _encode(
+        self,
+        x: Matrix,
+        row_scale: F32 | None,
+        inverse: F32 | None,
+        group: int,
+        grid: Grid,
+        codes: U8,
+        clusters: U8 | None,
+        stored: Callable[[F32], tuple[F32, U8, U8]],
+    ) -> RowErrors:
+        """`stored` gives the level, the code and the cluster of every value."""
+        rows, cols = x.shape
+        errors = RowErrors(np.empty(rows), np.empty(rows), np.empty(rows, np.float32))
+        for block in _blocks(rows, cols):
+            w = to_float32(x[block])
+            w_hat, code, cluster = stored(w if inverse is None else w * _spread(inverse[block], group, cols))
             if row_scale is not None:
                 w_hat = w_hat * _spread(row_scale[block], group, cols)
             codes[block] = self.pack(code, grid.bits)
@@ -203,6 +245,36 @@ class NumpyKernels:
                 values = values * _spread(row_scale[block], group, cols)
             out[block] = from_float32(values, kind)
         return out
+
+    def part_planes(
+        self,
+        codes: U8,
+        bits: int,
+        clusters: U8 | None,
+        cluster_bits: int,
+        cols: int,
+        zero: U8,
+        base: U8,
+        out: U8,
+        out_bits: int,
+        out_cols: int,
+    ) -> None:
+        code = self.unpack(codes, cols, bits)
+        cluster = None if clusters is None else self.unpack(clusters, cols, cluster_bits)
+        for c in range(len(zero)):
+            # In uint8, wrapping: each step is one vector instruction, which np.where is not.
+            kept = code - zero[c]
+            if cluster is not None:
+                kept *= (cluster == c).view(np.uint8)
+            part = np.full((len(code), out_cols), base[c], np.uint8)
+            part[:, :cols] += kept
+            out[c] = self.pack(part & np.uint8((1 << out_bits) - 1), out_bits)
+
+    def transpose(self, x: Matrix, out: Matrix) -> None:
+        for left in range(0, x.shape[1], _TILE):
+            band = np.ascontiguousarray(x[:, left : left + _TILE])
+            for top in range(0, len(x), _TILE):
+                out[left : left + _TILE, top : top + _TILE] = band[top : top + _TILE].T
 
     def crc32(self, data: U8) -> int:
         return zlib.crc32(data.data)

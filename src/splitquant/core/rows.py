@@ -10,13 +10,22 @@ from numpy.typing import NDArray
 
 from splitquant.core.histogram import Kind
 from splitquant.core.reference import to_float32
+from splitquant.errors import TensorError
 
 F32 = NDArray[np.float32]
 ScaleKind = Literal["bf16", "fp16", "fp32"]
 
 SMALLEST_ROW_SCALE = np.float32(2.0**-126)  # so that the inverse is a finite, normal float32
+HEAVIEST = 65535.0  # the weight of the row with the largest row_scale
 LARGEST_MAGNITUDE = 2.0**126  # of a weight: ranges, levels and inverses then stay finite and normal in float32
 LARGEST_FP16 = 2.0**15  # of a float16 weight: a level a little beyond it is still finite in float16
+
+
+def refuse_huge(magnitude: float, kind: Kind) -> None:
+    """TensorError for a magnitude that cannot be quantized."""
+    largest = LARGEST_FP16 if kind == "fp16" else LARGEST_MAGNITUDE
+    if magnitude > largest:
+        raise TensorError(f"holds {magnitude:.3g}; {kind} magnitudes above {largest:.3g} cannot be quantized")
 
 
 def matrix_shape(shape: tuple[int, ...], axis: int) -> tuple[int, int]:
@@ -69,6 +78,17 @@ def inverse_of(row_scale: F32) -> F32:
     inverse = np.zeros_like(row_scale)
     np.divide(np.float32(1), row_scale, out=inverse, where=row_scale > 0)
     return inverse
+
+
+def row_weight(row_scale: F32, heaviest: float) -> NDArray[np.uint32]:
+    """What the values of a row (or group) weigh in the histogram of a tensor: in proportion to row_scale squared.
+
+    An error of the scaled value is one of row_scale times that in the weight, so this makes the error of the tensor what
+    borders and grids are best for. heaviest: the largest row_scale of the whole tensor. Integers from 1 to 65,535, so
+    that histograms merge exactly.
+    """
+    share = row_scale.astype(np.float64) / heaviest if heaviest > 0.0 else np.ones(row_scale.shape)
+    return np.maximum(1.0, np.rint(share * share * HEAVIEST)).astype(np.uint32)
 
 
 def pack_row_scale(row_scale: F32, kind: ScaleKind) -> NDArray[np.generic]:

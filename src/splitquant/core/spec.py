@@ -10,12 +10,14 @@ from typing import Any, Literal, get_args
 
 from splitquant.errors import SpecError
 
-Strategy = Literal["kmeans", "min_error"]
+Strategy = Literal["min_error", "kmeans", "magnitude", "residual", "lloyd"]
 Layout = Literal["fused", "parallel"]
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 MAX_CLUSTERS = 8
+MAX_CODE_BITS = 8  # of one entry of the codes plane: the codes of all parts of a residual weight share one
+MAX_FREE_LEVELS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +80,22 @@ class QuantSpec:
     """What to do with one tensor.
 
     bits: width of a code, 2 to 8.
-    clusters: number k of value segments, 1 to 8; 0 means the default of the layout (4 fused, 3 parallel).
-    strategy: how the borders between clusters are found: `min_error` (least quantization error) or `kmeans` (the paper).
+    clusters: number k of parts, 1 to 8; 0 means the default (4 fused, 3 parallel, 2 residual).
+    strategy: how a tensor is split, see the table.
     granularity: `tensor`, `channel` or `group:N`, see `Granularity`.
     symmetric: every grid is signed, narrow range and centred on zero.
     layout: `fused` (a code and a cluster id per weight; each grid covers its cluster's own range) or `parallel`
         (the paper's k layers; zero is exactly representable in every grid). With one cluster both are plain quantization.
+    polish: whether grids are fitted to the values after the borders are found, see `core.polish`. None means yes for
+        `min_error`, `magnitude` and `residual` with more than one cluster, else no.
+
+    | strategy    | parts                                                       | limits                                |
+    |-------------|-------------------------------------------------------------|---------------------------------------|
+    | `min_error` | segments of values, least quantization error                |                                       |
+    | `kmeans`    | segments of values, least sum of squares (the paper)        |                                       |
+    | `magnitude` | segments of magnitudes                                      | always symmetric                      |
+    | `residual`  | each part quantizes what the parts before it left           | always parallel, clusters * bits <= 8 |
+    | `lloyd`     | `clusters * 2**bits` free levels, the least squared error   | fused, clusters * 2**bits <= 256      |
 
     Raises SpecError for a value outside its range. Source: SplitQuantV2, arXiv 2503.07657, section 3.
     """
@@ -94,6 +106,7 @@ class QuantSpec:
     granularity: str = "channel"
     symmetric: bool = False
     layout: Layout = "fused"
+    polish: bool | None = None
 
     def __post_init__(self) -> None:
         if type(self.bits) is not int or self.bits not in WIDTHS:
@@ -105,10 +118,47 @@ class QuantSpec:
         if not isinstance(self.symmetric, bool):
             raise SpecError(f"symmetric is {self.symmetric!r}; expected true or false")
         Granularity.parse(self.granularity)
+        if self.strategy == "magnitude":
+            object.__setattr__(self, "symmetric", True)
+        if self.strategy == "residual":
+            object.__setattr__(self, "layout", "parallel")
         if type(self.clusters) is int and self.clusters == 0:
-            object.__setattr__(self, "clusters", 4 if self.layout == "fused" else 3)
+            object.__setattr__(self, "clusters", self._default_clusters())
         if type(self.clusters) is not int or self.clusters not in CLUSTER_ID_BITS:
             raise SpecError(f"clusters is {self.clusters!r}; expected 1 to {MAX_CLUSTERS}")
+        self._check_strategy()
+        if self.polish is None:
+            object.__setattr__(self, "polish", self.usually_polished)
+        if self.strategy == "lloyd":  # its levels are the optimum already
+            object.__setattr__(self, "polish", False)
+        if not isinstance(self.polish, bool):
+            raise SpecError(f"polish is {self.polish!r}; expected true or false")
+
+    def _default_clusters(self) -> int:
+        if self.strategy == "residual":
+            return max(1, min(2, MAX_CODE_BITS // self.bits))
+        if self.strategy == "lloyd":
+            return min(4, MAX_FREE_LEVELS >> self.bits)
+        return 4 if self.layout == "fused" else 3
+
+    def _check_strategy(self) -> None:
+        if self.strategy == "residual" and self.clusters * self.bits > MAX_CODE_BITS:
+            raise SpecError(
+                f"residual with {self.clusters} clusters of {self.bits} bits; expected clusters * bits of at most {MAX_CODE_BITS}"
+            )
+        if self.strategy != "lloyd":
+            return
+        if self.layout == "parallel" or self.symmetric:
+            raise SpecError("lloyd with a parallel layout or symmetric grids; its levels are free: leave both out")
+        if self.clusters << self.bits > MAX_FREE_LEVELS:
+            raise SpecError(
+                f"lloyd with {self.clusters} clusters of {self.bits} bits; expected clusters * 2**bits of at most {MAX_FREE_LEVELS}"
+            )
+
+    @property
+    def usually_polished(self) -> bool:
+        """What `polish` is where nothing was said: plain quantizers and the paper's clusters stay what they are elsewhere."""
+        return self.strategy in ("min_error", "magnitude", "residual") and self.clusters > 1
 
     @property
     def width(self) -> Width:
@@ -117,13 +167,18 @@ class QuantSpec:
 
     @property
     def cluster_bits(self) -> int:
-        """Bits of one stored cluster id: 0 for k = 1, else ceil(log2 k)."""
-        return CLUSTER_ID_BITS[self.clusters]
+        """Bits of one stored cluster id: 0 for k = 1 and for residual parts, which all hold every weight, else ceil(log2 k)."""
+        return 0 if self.strategy == "residual" else CLUSTER_ID_BITS[self.clusters]
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of one entry of the codes plane: `bits`, and for residual the codes of all parts side by side."""
+        return self.bits * self.clusters if self.strategy == "residual" else self.bits
 
     @property
     def zero_in_grid(self) -> bool:
         """Whether zero is exactly a level of every grid: in the parallel layout, in symmetric grids, and in plain ones (k = 1)."""
-        return self.layout == "parallel" or self.symmetric or self.clusters == 1
+        return self.strategy != "lloyd" and (self.layout == "parallel" or self.symmetric or self.clusters == 1)
 
     def group_size(self, cols: int) -> int:
         """How many neighbouring weights of a row share a row_scale (0: tensor granularity, no row_scale)."""
@@ -147,13 +202,11 @@ class QuantSpec:
         return cls(**data)
 
     def __str__(self) -> str:
-        words = [
-            f"INT{self.bits}",
-            f"k={self.clusters} {self.strategy}" if self.clusters > 1 else "plain",
-            self.granularity,
-        ]
+        plain = self.clusters == 1 and self.strategy != "lloyd"
+        words = [f"INT{self.bits}", "plain" if plain else f"k={self.clusters} {self.strategy}", self.granularity]
         words += ["symmetric"] if self.symmetric else []
         words += ["parallel"] if self.layout == "parallel" else []
+        words += [] if self.polish == self.usually_polished else ["polished" if self.polish else "unpolished"]
         return " ".join(words)
 
 

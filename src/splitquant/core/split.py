@@ -7,36 +7,35 @@ windows of rows and get the same bytes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from splitquant.core.affine import Grid, grid_for, levels
+from splitquant.core.affine import Grid, level_table, part_levels
 from splitquant.core.error import ErrorFigures, ErrorSums, exact_sum, figures_of
 from splitquant.core.histogram import Kind, LowBits, ValueHistogram
 from splitquant.core.kernels import Matrix, RowErrors, kernels
-from splitquant.core.partition import objective_of, partition
 from splitquant.core.rows import (
-    LARGEST_FP16,
-    LARGEST_MAGNITUDE,
     ScaleKind,
     from_matrix,
     inverse_of,
     matrix_shape,
+    refuse_huge,
     row_scale_from,
     row_scale_kind,
+    row_weight,
     to_matrix,
 )
+from splitquant.core.solve import NONFINITE, needs_survey, needs_weights, solve
 from splitquant.core.spec import QuantSpec
 from splitquant.errors import TensorError
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
-_UNIT = np.array([1.0])
 FEW_ROWS = 1 << 14
-_NONFINITE = "holds NaN or infinity; such weights cannot be quantized"
 
 
 def kind_of(dtype: np.dtype[Any]) -> Kind:
@@ -49,11 +48,24 @@ def kind_of(dtype: np.dtype[Any]) -> Kind:
 
 @dataclass(frozen=True, slots=True)
 class RowScales:
-    """The row_scales of a window of rows and their inverses, float32 `[rows, groups]`; group as in `Kernels`."""
+    """The row_scales of a window of rows and their inverses, float32 `[rows, groups]`; group as in `Kernels`.
+
+    weight: uint32 `[rows, groups]`, what their values weigh in the survey, see `weighed`.
+    """
 
     group: int
     scale: F32
     inverse: F32
+    weight: NDArray[np.uint32] | None = None
+
+    @property
+    def heaviest(self) -> float:
+        """The largest row_scale."""
+        return float(self.scale.max(initial=0.0))
+
+    def weighed(self, heaviest: float) -> RowScales:
+        """The same with weights; `heaviest` is the largest row_scale of the whole tensor."""
+        return replace(self, weight=row_weight(self.scale, heaviest))
 
 
 def scale_rows(x: Matrix, spec: QuantSpec) -> RowScales | None:
@@ -63,22 +75,11 @@ def scale_rows(x: Matrix, spec: QuantSpec) -> RowScales | None:
         return None
     absmax = kernels().absmax(x, group)
     if not np.isfinite(absmax).all():
-        raise TensorError(_NONFINITE)
-    _refuse_huge(float(absmax.max(initial=0.0)), kind_of(x.dtype))
+        raise TensorError(NONFINITE)
+    refuse_huge(float(absmax.max(initial=0.0)), kind_of(x.dtype))
     kind = row_scale_kind(kind_of(x.dtype), "channel" if spec.granularity == "channel" else "group")
     scale = row_scale_from(absmax, kind)
     return RowScales(group, scale, inverse_of(scale))
-
-
-def _refuse_huge(magnitude: float, kind: Kind) -> None:
-    largest = LARGEST_FP16 if kind == "fp16" else LARGEST_MAGNITUDE
-    if magnitude > largest:
-        raise TensorError(f"holds {magnitude:.3g}; {kind} magnitudes above {largest:.3g} cannot be quantized")
-
-
-def needs_survey(spec: QuantSpec) -> bool:
-    """Whether levels depend on all values; a plain symmetric grid over scaled rows is [-1, 1] whatever they are."""
-    return not (spec.clusters == 1 and spec.symmetric and spec.granularity != "tensor")
 
 
 def survey(x: Matrix, rows: RowScales | None) -> ValueHistogram:
@@ -87,33 +88,45 @@ def survey(x: Matrix, rows: RowScales | None) -> ValueHistogram:
     if rows is None and kind != "fp32":
         return ValueHistogram(kind, kernels().count16(x))
     inverse, group = (None, 0) if rows is None else (rows.inverse, rows.group)
-    counts = kernels().count32(x, inverse, group)
-    return ValueHistogram("fp32", counts.counts, LowBits(*counts[1:]))
-
-
-def solve(histogram: ValueHistogram | None, spec: QuantSpec) -> Grid:
-    """The optimal grid for all values of a tensor (no histogram: see `needs_survey`); TensorError for NaN or infinity."""
-    if histogram is None:
-        return grid_for(-_UNIT, _UNIT, spec)
-    if histogram.nonfinite:
-        raise TensorError(_NONFINITE)
-    bins = histogram.bins()
-    if len(bins) == 0:
-        return grid_for(np.zeros(1), np.zeros(1), spec)
-    _refuse_huge(max(-bins.low[0], bins.high[-1]), histogram.kind)
-    borders = partition(bins, spec.clusters, objective_of(spec))
-    return grid_for(bins.low[borders[:-1]], bins.high[borders[1:] - 1], spec)
+    weight = None if rows is None else rows.weight
+    found = kernels().count32(x, inverse, group, weight)
+    return ValueHistogram("fp32", found.counts, LowBits(*found[1:5]), None if weight is None else found.weights)
 
 
 def plane_widths(cols: int, spec: QuantSpec) -> tuple[int, int]:
     """Bytes of one row of the codes plane and of the cluster-id plane (0: there is none)."""
-    return -(-cols * spec.bits // 8), -(-cols * spec.cluster_bits // 8)
+    return -(-cols * spec.code_bits // 8), -(-cols * spec.cluster_bits // 8)
+
+
+class _Levels(Protocol):
+    @property
+    def scale(self) -> F32: ...
+    @property
+    def offset(self) -> F32: ...
+    @property
+    def levels(self) -> F32: ...
+
+
+def level_planes(spec: QuantSpec, found: _Levels) -> dict[Literal["scale", "offset", "levels"], F32]:
+    """What is stored of the levels of a grid or a tensor: `scale` and `offset` `[k]`, or `levels` where they are free."""
+    if spec.strategy == "lloyd":
+        return {"levels": found.levels}
+    return {"scale": found.scale, "offset": found.offset}
+
+
+def levels_from(spec: QuantSpec, planes: Mapping[Any, F32]) -> tuple[F32, F32, F32]:
+    """Scale, offset and levels from what is stored of them."""
+    if spec.strategy == "lloyd":
+        nothing = np.zeros(0, np.float32)
+        return nothing, nothing, planes["levels"]
+    return planes["scale"], planes["offset"], level_table(spec, planes["scale"], planes["offset"])
 
 
 def encode_rows(x: Matrix, rows: RowScales | None, grid: Grid, codes: U8, clusters: U8 | None) -> RowErrors:
     """Quantize a window of rows into its part of the planes (written in place); returns the errors per row."""
     scale, inverse, group = (None, None, 0) if rows is None else (rows.scale, rows.inverse, rows.group)
-    return kernels().encode(x, scale, inverse, group, grid, codes, clusters)
+    encode = kernels().encode if grid.cells is None else kernels().encode_cells
+    return encode(x, scale, inverse, group, grid, codes, clusters)
 
 
 def sums_of(errors: RowErrors) -> ErrorSums:
@@ -132,9 +145,12 @@ class SplitTensor:
     """A quantized tensor: one code and one cluster id per weight, an affine grid per cluster, a scale per row or group.
 
     shape: of the tensor; axis: its channel axis, whose slices are the rows of the planes.
-    codes: uint8 `[rows, ceil(cols * bits / 8)]`; clusters: uint8 `[rows, ceil(cols * cluster_bits / 8)]` or None (k = 1).
-    scale, offset: float32 `[k]`; row_scale: float32 `[rows, groups]` or None (tensor granularity).
-    LAW: `W[i, j] = row_scale[i, j // group] * levels[c, q]` with `levels[c, q] = scale[c] * q + offset[c]`.
+    codes: uint8 `[rows, ceil(cols * code_bits / 8)]`; clusters: uint8 `[rows, ceil(cols * cluster_bits / 8)]` or None.
+    scale, offset: float32 `[k]`; levels: float32 `[k, 2**bits]`, for `residual` `[1, 2**(k * bits)]`.
+    row_scale: float32 `[rows, groups]` or None (tensor granularity).
+    LAW: `W[i, j] = row_scale[i, j // group] * levels[c, q]`, with `levels[c, q] = scale[c] * q + offset[c]`; for `residual`
+    `levels[0, q]` is the sum of that over the parts c, each with its bits of q; for `lloyd` the levels are stored instead of
+    scale and offset, which are empty.
     """
 
     shape: tuple[int, ...]
@@ -144,6 +160,7 @@ class SplitTensor:
     clusters: U8 | None
     scale: F32
     offset: F32
+    levels: F32
     row_scale: F32 | None
     row_scale_kind: ScaleKind
     figures: ErrorFigures | None = None
@@ -154,15 +171,10 @@ class SplitTensor:
         return matrix_shape(self.shape, self.axis)[1]
 
     @property
-    def levels(self) -> F32:
-        """All representable values before the row_scale, float32 `[k, 2**bits]`."""
-        return levels(self.scale, self.offset, self.spec.bits)
-
-    @property
     def zero_point(self) -> NDArray[np.int64]:
-        """The code that means zero, int64 `[k]`; TensorError where the grids need not hold zero (fused, asymmetric)."""
+        """The code that means zero, int64 `[k]`; TensorError where the grids need not hold zero (fused, asymmetric; lloyd)."""
         if not self.spec.zero_in_grid:
-            raise TensorError(f"a {self.spec} tensor has no zero_point: its grids cover each cluster's own range")
+            raise TensorError(f"a {self.spec} tensor has no zero_point: its grids need not hold zero")
         if self.spec.symmetric:
             return np.full(len(self.scale), self.spec.width.symmetric_zero, np.int64)
         point = np.zeros(len(self.scale), np.float64)
@@ -172,18 +184,18 @@ class SplitTensor:
     @property
     def bits_per_weight(self) -> float:
         """All stored bytes (codes, ids, scales, offsets, row_scales) in bits over the number of weights."""
-        stored = self.codes.nbytes + self.scale.nbytes + self.offset.nbytes
+        stored = self.codes.nbytes + sum(values.nbytes for values in level_planes(self.spec, self).values())
         stored += 0 if self.clusters is None else self.clusters.nbytes
         if self.row_scale is not None:
             stored += self.row_scale.size * (4 if self.row_scale_kind == "fp32" else 2)
         return 8.0 * stored / max(1, math.prod(self.shape))
 
     def unpacked_codes(self) -> U8:
-        """The code of every weight, uint8 of the tensor's shape."""
-        return self._tensor(kernels().unpack(self.codes, self.cols, self.spec.bits))
+        """The code of every weight (for residual the joint one of all parts), uint8 of the tensor's shape."""
+        return self._tensor(kernels().unpack(self.codes, self.cols, self.spec.code_bits))
 
     def unpacked_clusters(self) -> U8:
-        """The cluster id of every weight, uint8 of the tensor's shape (all 0 for k = 1)."""
+        """The cluster id of every weight, uint8 of the tensor's shape (all 0 where there is no plane of them)."""
         if self.clusters is None:
             return np.zeros(self.shape, np.uint8)
         return self._tensor(kernels().unpack(self.clusters, self.cols, self.spec.cluster_bits))
@@ -193,23 +205,28 @@ class SplitTensor:
         return self._dequantize(self.levels, kind)
 
     def parts(self) -> tuple[F32, ...]:
-        """The paper's k tensors, float32: each weight in the part of its cluster, zero in all others.
+        """The k tensors of the paper, float32: each weight in the part of its cluster, zero in all others.
 
-        Their sum is `dequantize()` exactly. Source: arXiv 2503.07657, section 3.
+        Their sum is `dequantize()` exactly; of residual parts, which all hold every weight, within rounding.
+        Source: arXiv 2503.07657, section 3.
         """
-        every = np.arange(self.spec.clusters)[:, None]
-        return tuple(self._dequantize(np.where(every == c, self.levels, np.float32(0)), "fp32") for c in every.flat)
+        if self.spec.strategy == "residual":
+            tables = part_levels(self.scale, self.offset, self.spec.bits)[:, None]
+        else:
+            every = np.arange(self.spec.clusters)[:, None]
+            tables = np.stack([np.where(every == c, self.levels, np.float32(0)) for c in every.flat])
+        return tuple(self._dequantize(table, "fp32") for table in tables)
 
     def integer_parts(self) -> tuple[U8, ...]:
-        """The paper's k integer layers: the code where the weight is in the part, the part's zero_point elsewhere.
+        """The k integer layers: the code where the weight is in the part, the part's zero_point elsewhere.
 
         Part c stands for `row_scale * scale[c] * (code - zero_point[c])`. Needs zero in every grid, see `zero_point`.
         """
-        code, cluster = self.unpacked_codes(), self.unpacked_clusters()
-        return tuple(
-            np.where(cluster == c, code, np.uint8(zero)).astype(np.uint8)
-            for c, zero in enumerate(self.zero_point.tolist())
-        )
+        code, zeros, bits = self.unpacked_codes(), self.zero_point.tolist(), self.spec.bits
+        if self.spec.strategy == "residual":
+            return tuple(code >> np.uint8(c * bits) & np.uint8((1 << bits) - 1) for c in range(len(zeros)))
+        cluster = self.unpacked_clusters()
+        return tuple(np.where(cluster == c, code, np.uint8(zero)).astype(np.uint8) for c, zero in enumerate(zeros))
 
     def _dequantize(self, levels: F32, kind: Kind) -> Matrix:
         group = self.spec.group_size(self.cols)
@@ -239,7 +256,8 @@ def quantize_array(array: NDArray[Any], spec: QuantSpec, axis: int = 0) -> Split
     codes = np.empty((x.shape[0], codes_width), np.uint8)
     clusters = np.empty((x.shape[0], clusters_width), np.uint8) if clusters_width else None
     rows = scale_rows(x, spec)
-    grid = solve(survey(x, rows) if needs_survey(spec) else None, spec)
+    weighed = rows.weighed(rows.heaviest) if rows is not None and needs_weights(spec) else rows
+    grid = solve(survey(x, weighed) if needs_survey(spec) else None, spec)
     errors = encode_rows(x, rows, grid, codes, clusters)
     return SplitTensor(
         shape=array.shape,
@@ -249,6 +267,7 @@ def quantize_array(array: NDArray[Any], spec: QuantSpec, axis: int = 0) -> Split
         clusters=clusters,
         scale=grid.scale,
         offset=grid.offset,
+        levels=grid.levels,
         row_scale=None if rows is None else rows.scale,
         row_scale_kind=row_scale_kind(kind, "channel" if spec.granularity == "channel" else "group"),
         figures=figures_of(array.size, [sums_of(errors)]),

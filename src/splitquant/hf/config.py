@@ -16,7 +16,7 @@ from splitquant.plan.table import METHOD, Entry, parse_table, table_to_dict
 class SplitQuantConfig(QuantizationConfigMixin):  # type: ignore[misc] # transformers is not typed
     """Options for quantizing a float model while it is loaded.
 
-    bits, clusters, strategy, granularity, symmetric, layout: as in `QuantSpec`, for linear and convolution weights.
+    bits, clusters, strategy, granularity, symmetric, layout, polish: as in `QuantSpec`, for linear and convolution weights.
     embeddings: for token embeddings and output heads: a number of bits (plain, symmetric, a scale per row), a `QuantSpec`,
         or "keep".
     modules_to_not_convert: names of modules, or their last parts, that stay float ("lm_head", "model.layers.0.mlp").
@@ -34,6 +34,7 @@ class SplitQuantConfig(QuantizationConfigMixin):  # type: ignore[misc] # transfo
         granularity: str = "channel",
         symmetric: bool = False,
         layout: Layout = "fused",
+        polish: bool | None = None,
         embeddings: int | str | QuantSpec | None = 8,
         modules_to_not_convert: Sequence[str] | None = None,
         include: Sequence[str] = (),
@@ -41,7 +42,7 @@ class SplitQuantConfig(QuantizationConfigMixin):  # type: ignore[misc] # transfo
     ) -> None:
         self.quant_method = METHOD
         self.recipe = Recipe(
-            spec=QuantSpec(bits, clusters, strategy, granularity, symmetric, layout),
+            spec=QuantSpec(bits, clusters, strategy, granularity, symmetric, layout, polish),
             embeddings=embedding_spec(embeddings),
             include=tuple(include),
             exclude=tuple(exclude),

@@ -7,7 +7,7 @@ begin at multiples of eight channels, so that codes of 2 and 4 bits begin at who
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,19 +22,19 @@ from splitquant.core.error import ErrorFigures, ErrorSums, figures_of
 from splitquant.core.histogram import ValueHistogram
 from splitquant.core.kernels import Matrix, kernels
 from splitquant.core.rows import inverse_of, to_matrix
+from splitquant.core.solve import needs_survey, needs_weights, solve
 from splitquant.core.split import (
     RowScales,
     encode_rows,
-    needs_survey,
     plane_widths,
     scale_rows,
-    solve,
     sums_of,
     survey,
 )
 from splitquant.errors import TensorError
 from splitquant.onnx.dtypes import converted, numpy_of
-from splitquant.onnx.forms import Form
+from splitquant.onnx.forms import Form, HalfScaleError
+from splitquant.onnx.residual import Residual
 from splitquant.onnx.scopes import Constant
 from splitquant.onnx.sink import Place
 from splitquant.onnx.transpose import transposed
@@ -66,15 +66,15 @@ def encode_weight(form: Form, places: Sequence[PartPlaces], budget: MemoryBudget
     reader = _Reader(form, budget)
     grid, row_scales = _solved(form, reader)
     row_scales = _within_half(row_scales, grid, form)
-    writer = _Writer(form, grid, places)
+    writer = _Writer(form, grid, places, _residual(form, reader))
     errors: list[ErrorSums] = []
     for span in reader.spans():
         writer.begin(span)
         for start, matrix in span.chunks():
             rows = _rows_of(row_scales, span.start + start, matrix, form)
             widths = plane_widths(matrix.shape[1], form.spec)
-            codes = np.empty((len(matrix), widths[0]), np.uint8)
-            clusters = np.empty((len(matrix), widths[1]), np.uint8) if widths[1] else None
+            codes = _scratch("codes", len(matrix), widths[0])
+            clusters = _scratch("clusters", len(matrix), widths[1]) if widths[1] else None
             errors.append(sums_of(encode_rows(matrix, rows, grid, codes, clusters)))
             writer.write(start, matrix, codes, clusters)
         writer.end()
@@ -83,6 +83,21 @@ def encode_weight(form: Form, places: Sequence[PartPlaces], budget: MemoryBudget
     if form.name == "float":
         return ErrorFigures(weights, figures_of(weights, errors).signal, 0.0, 0.0)
     return figures_of(weights, errors)
+
+
+def _residual(form: Form, reader: _Reader) -> Residual | None:
+    """How float parts are rounded where they are residual."""
+    if form.name != "float" or form.spec.strategy != "residual":
+        return None
+
+    def windows() -> Iterator[Matrix]:
+        return (matrix for span in reader.spans() for _, matrix in span.chunks())
+
+    return Residual.surveyed(form.spec, form.kind, windows, full_range=form.full_range)
+
+
+def _scratch(name: str, *shape: int) -> U8:
+    return _SCRATCH.get(name, math.prod(shape)).reshape(shape)
 
 
 def _rows_of(row_scales: F32 | None, start: int, matrix: Matrix, form: Form) -> RowScales | None:
@@ -95,18 +110,25 @@ def _rows_of(row_scales: F32 | None, start: int, matrix: Matrix, form: Form) -> 
 
 def _solved(form: Form, reader: _Reader) -> tuple[Grid, F32 | None]:
     """The grid of a weight, and the row_scales of all its rows."""
+    row_scales = _all_row_scales(reader, form)
+    if not needs_survey(form.spec):
+        return solve(None, form.spec), row_scales
+    weigh = row_scales is not None and needs_weights(form.spec)
+    heaviest = float(row_scales.max(initial=0.0)) if row_scales is not None else 0.0
     histogram: ValueHistogram | None = None
-    scales: list[F32] = []
-    asked = needs_survey(form.spec)
     for span in reader.spans():
-        for _, matrix in span.chunks(_SURVEY_CHUNKS):
-            rows = scale_rows(matrix, form.spec)
-            if rows is not None:
-                scales.append(rows.scale)
-            if asked:
-                found = survey(matrix, rows)
-                histogram = found if histogram is None else histogram.merge(found)
-    return solve(histogram, form.spec), np.concatenate(scales) if scales else None
+        for start, matrix in span.chunks(_SURVEY_CHUNKS):
+            rows = _rows_of(row_scales, span.start + start, matrix, form)
+            found = survey(matrix, rows.weighed(heaviest) if rows is not None and weigh else rows)
+            histogram = found if histogram is None else histogram.merge(found)
+    return solve(histogram, form.spec), row_scales
+
+
+def _all_row_scales(reader: _Reader, form: Form) -> F32 | None:
+    if form.spec.granularity == "tensor":
+        return None
+    chunks = (matrix for span in reader.spans() for _, matrix in span.chunks())
+    return np.concatenate([rows.scale for matrix in chunks if (rows := scale_rows(matrix, form.spec)) is not None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +197,7 @@ class _Reader:
 
 def _must_be_whole(form: Form) -> bool:
     """Whether a line of the stored tensor ends inside a byte, so that only the whole can be packed."""
-    if form.name != "QDQ" or form.stored_bits == 8:
+    if form.name not in ("QDQ", "Integer") or form.stored_bits == 8:
         return False
     axis = form.layer.axis
     line = math.prod(form.shape[axis:])
@@ -188,9 +210,10 @@ class _Writer:
     A tensor whose channels are not its first axis is gathered span by span, so that it is written in long runs.
     """
 
-    def __init__(self, form: Form, grid: Grid, places: Sequence[PartPlaces]) -> None:
+    def __init__(self, form: Form, grid: Grid, places: Sequence[PartPlaces], residual: Residual | None) -> None:
         self._form = form
         self._grid = grid
+        self._residual = residual
         self._places = places
         self._zero = _zero_points(form, grid)
         axis, shape = form.layer.axis, form.shape
@@ -214,38 +237,75 @@ class _Writer:
 
     def write(self, start: int, matrix: Matrix, codes: U8, clusters: U8 | None) -> None:
         """Write the parts of a chunk; `start` counts within the span."""
-        form, spec = self._form, self._form.spec
-        cols = matrix.shape[1]
-        cluster = None if clusters is None else kernels().unpack(clusters, cols, spec.cluster_bits)
-        code = matrix if form.name == "float" else kernels().unpack(codes, cols, spec.bits)
-        if form.name != "MatMulNBits":
-            code = self._in_order(code)
-            cluster = None if cluster is None else self._in_order(cluster)
-        for c in range(len(self._places)):
-            part = _part(code, cluster, c, self._zero[c], floats=form.name == "float")
-            if form.signed:
-                part = (part - np.uint8(self._zero[c])) & np.uint8((1 << form.stored_bits) - 1)
-            self._put(c, start, part)
+        if self._form.name == "float":
+            parts: Iterable[U8] = self._float_parts(matrix, clusters)
+        else:
+            parts = self._code_parts(matrix.shape[1], codes, clusters)
+        for c, lines in enumerate(parts):
+            self._put(c, start, lines)
 
-    def _put(self, c: int, start: int, part: NDArray[Any]) -> None:
+    def _float_parts(self, matrix: Matrix, clusters: U8 | None) -> Iterator[U8]:
+        if self._residual is not None:
+            for part in self._residual.parts(matrix):
+                yield self._in_order(part).view(np.uint8)
+            return
+        values = self._in_order(matrix)
+        if clusters is None:
+            yield values.view(np.uint8)
+            return
+        cluster = self._in_order(kernels().unpack(clusters, matrix.shape[1], self._form.spec.cluster_bits))
+        zero = np.zeros((), values.dtype)
+        for c in range(self._form.parts):
+            yield np.where(cluster == c, values, zero).view(np.uint8)
+
+    def _code_parts(self, cols: int, codes: U8, clusters: U8 | None) -> U8:
+        """The codes of every part, packed as they are stored; zero behind the columns that there are."""
+        form = self._form
+        bits, cluster_bits, stored_cols = form.spec.code_bits, form.spec.cluster_bits, cols
+        if form.name == "MatMulNBits":
+            stored_cols = form.blocks * form.block
+        elif self._before > 1 or cols * form.stored_bits % 8:
+            codes = self._in_order(kernels().unpack(codes, cols, bits))
+            clusters = None if clusters is None else self._in_order(kernels().unpack(clusters, cols, cluster_bits))
+            stored_cols = cols = codes.shape[1]
+            bits = cluster_bits = 8
+        zero = np.array(self._zero, np.uint8)
+        base = np.zeros_like(zero) if form.signed else zero
+        parts = _scratch("parts", form.parts, len(codes), -(-stored_cols * form.stored_bits // 8))
+        if form.spec.strategy == "residual":
+            joint, width = kernels().unpack(codes, cols, bits), form.spec.bits
+            for c in range(form.parts):
+                of_part = joint >> np.uint8(c * width) & np.uint8((1 << width) - 1)
+                one = slice(c, c + 1)
+                kernels().part_planes(
+                    of_part, 8, None, 0, cols, zero[one], base[one], parts[one], form.stored_bits, stored_cols
+                )
+            return parts
+        kernels().part_planes(
+            codes, bits, clusters, cluster_bits, cols, zero, base, parts, form.stored_bits, stored_cols
+        )
+        return parts
+
+    def _put(self, c: int, start: int, lines: U8) -> None:
         assert self._span is not None
         form, place = self._form, self._places[c].codes
         if form.name == "MatMulNBits":
-            packed = _packed(_padded(part, form.blocks * form.block, self._zero[c]), form.stored_bits)
-            place.put(packed.reshape(1, -1), 0, (self._span.start + start) * packed.shape[1])
-            return
-        if _must_be_whole(form):
-            place.put(_packed(part.reshape(1, -1), form.stored_bits), 0, 0)
-            return
-        lines = part.view(np.uint8) if form.name == "float" else _packed(part, form.stored_bits)
-        if self._gathered:
+            place.put(lines.reshape(1, -1), 0, (self._span.start + start) * lines.shape[1])
+        elif _must_be_whole(form):
+            place.put(lines, 0, 0)
+        elif self._gathered:
             at = self._bytes_of(start)
             self._gathered[c][:, at : at + lines.shape[1]] = lines
         else:
-            place.put(lines, 0, self._bytes_of(self._span.start + start))
+            place.put(lines.reshape(1, -1), 0, self._bytes_of(self._span.start + start))
 
     def _in_order(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """A chunk `[channels, weights]` in the axes of the weight, as lines along its channel axis."""
+        """A chunk `[channels, weights]` in the axes of the weight, as lines along its channel axis (one where it is whole)."""
+        if _must_be_whole(self._form):
+            return np.ascontiguousarray(self._lines(rows)).reshape(1, -1)
+        return self._lines(rows)
+
+    def _lines(self, rows: NDArray[Any]) -> NDArray[Any]:
         if self._before == 1:
             return rows.reshape(1, -1)
         if self._after == 1:
@@ -271,7 +331,9 @@ class _Writer:
             place.scale.put(_bytes(_as_scale_type(scale, form)), 0, 0)
             if place.zero_point is not None:
                 count = scale.size
-                if form.name == "MatMulNBits":
+                if form.name == "Integer":
+                    place.zero_point.put(np.full((1, 1), self._zero[c], np.uint8), 0, 0)
+                elif form.name == "MatMulNBits":
                     zeros = np.full((form.rows, form.blocks), self._zero[c], np.uint8)
                     place.zero_point.put(_packed(zeros, form.stored_bits).reshape(1, -1), 0, 0)
                 else:
@@ -292,33 +354,11 @@ class _Writer:
         return scales
 
 
-def _part(code: NDArray[Any], cluster: U8 | None, c: int, zero: int, *, floats: bool) -> NDArray[Any]:
-    """The values of one part: those of its cluster, zero elsewhere."""
-    if cluster is None:
-        return code
-    if floats:
-        return np.where(cluster == c, code, np.zeros((), code.dtype))
-    # In uint8, wrapping: each step is one vector instruction, which np.where is not.
-    part = code - np.uint8(zero)
-    part *= (cluster == c).view(np.uint8)
-    part += np.uint8(zero)
-    return part
-
-
-def _padded(part: U8, cols: int, zero: int) -> U8:
-    """Rows filled up to whole blocks with the code of zero."""
-    if part.shape[1] == cols:
-        return part
-    whole = np.full((len(part), cols), zero, np.uint8)
-    whole[:, : part.shape[1]] = part
-    return whole
-
-
 def _zero_points(form: Form, grid: Grid) -> list[int]:
     if form.spec.symmetric:
-        return [form.spec.width.symmetric_zero] * grid.clusters
+        return [form.spec.width.symmetric_zero] * form.parts
     if form.name == "float":
-        return [0] * grid.clusters
+        return [0] * form.parts
     pairs = zip(grid.offset.tolist(), grid.scale.tolist(), strict=True)
     return [0 if scale == 0.0 else round(-offset / scale) for offset, scale in pairs]
 
@@ -347,7 +387,7 @@ def _as_scale_type(scale: F32, form: Form) -> NDArray[Any]:
     half = scale.astype(np.float16)
     lost = np.abs(half.astype(np.float32) - scale) > 0.01 * scale
     if lost.any() or not np.isfinite(half).all():
-        raise TensorError("has weights too small or too large for float16 scales")
+        raise HalfScaleError("has weights too small or too large for float16 scales")
     return half
 
 

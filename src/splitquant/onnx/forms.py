@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from onnx import TensorProto
 
 from splitquant.core.histogram import Kind
-from splitquant.core.spec import Granularity, QuantSpec
+from splitquant.core.spec import EMBEDDING, Granularity, QuantSpec
+from splitquant.errors import TensorError
 from splitquant.onnx.dtypes import DATA_TYPE_OF, nbytes_of
 from splitquant.onnx.layers import Layer
 from splitquant.onnx.options import Options
 
-FormName = Literal["float", "QDQ", "MatMulNBits", "Gather"]
+FormName = Literal["float", "QDQ", "Integer", "MatMulNBits", "Gather"]
 UNSIGNED = {2: TensorProto.UINT2, 4: TensorProto.UINT4, 8: TensorProto.UINT8}
 SIGNED = {2: TensorProto.INT2, 4: TensorProto.INT4, 8: TensorProto.INT8}
+
+
+class HalfScaleError(TensorError):
+    """float16 cannot hold the scales of a weight: all of them are too small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,7 @@ class Form:
     kind: of the weight as its node sees it. rows: output channels; cols: weights of each.
     stored_bits: 2, 4 or 8, in which the codes of `spec.bits` are stored. block: MatMulNBits' block_size, or 0.
     scale_type: element type of the scales; where it is not the weight's own, a Cast follows DequantizeLinear.
+    full_range: of residual float parts, see `Options`.
     """
 
     name: FormName
@@ -50,6 +56,7 @@ class Form:
     block: int
     scale_type: int
     accuracy_level: int = 0
+    full_range: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -81,7 +88,7 @@ class Form:
         """Whether zero_points are written."""
         if self.name == "MatMulNBits":
             return not (self.spec.symmetric and self.stored_bits == self.spec.bits)
-        return self.name == "QDQ" and not self.signed
+        return self.name == "Integer" or (self.name == "QDQ" and not self.signed)
 
     @property
     def code_type(self) -> int:
@@ -119,7 +126,9 @@ class Form:
             pieces = [
                 Piece("", self.code_type, self.shape),
                 Piece(".scale", self.scale_type, self.scale_shape),
-                Piece(".zero_point", self.code_type, self.scale_shape),
+                Piece(".zero_point", self.code_type, self.scale_shape)
+                if self.name == "QDQ"
+                else Piece(".zero_point", TensorProto.UINT8, ()),
             ]
         return tuple(pieces if self.zero_point_given else pieces[:2])
 
@@ -130,6 +139,8 @@ class Form:
             return ()
         if self.name == "Gather":
             return (self.rows, 1)
+        if self.name == "Integer" and self.layer.kind == "conv":
+            return (self.rows, *[1] * (len(self.shape) - 2))
         if not self.blocked:
             return (self.rows,)
         assert self.layer.reduction is not None
@@ -143,22 +154,26 @@ class Form:
         return self.parts * sum(piece.nbytes for piece in self.pieces)
 
 
-def form_of(layer: Layer, kind: Kind, options: Options) -> tuple[Form, str]:
-    """The form in which a layer's weight is stored under the options, and a remark where it is not the plain one asked for."""
+def form_of(layer: Layer, kind: Kind, options: Options, *, wide: bool = False) -> tuple[Form | None, str]:
+    """The form in which a layer's weight is stored under the options, and a remark where it is not the plain one asked for.
+
+    wide: float16 cannot hold its scales. None, with the reason, where there is no form then.
+    """
     spec, remark = options.spec, ""
     if layer.kind == "embedding":
-        assert options.embeddings is not None
-        return Form("Gather", layer, options.embeddings, kind, 8, 0, TensorProto.FLOAT), ""
+        return _embedding(layer, kind, options.embeddings or EMBEDDING)
     if Granularity.parse(spec.granularity).kind == "group" and (
         layer.reduction is None or len(layer.weight.shape) != 2
     ):
-        spec = QuantSpec(spec.bits, spec.clusters, spec.strategy, "channel", spec.symmetric, spec.layout)
+        spec = replace(spec, granularity="channel")
         remark = "groups need a 2-D weight: one scale per channel"
     if options.format == "float":
-        return Form("float", layer, spec, kind, 0, 0, TensorProto.UNDEFINED), remark
+        return Form("float", layer, spec, kind, 0, 0, TensorProto.UNDEFINED, full_range=options.full_range), remark
     stored_bits = next(bits for bits in (2, 4, 8) if spec.bits <= bits)
     if options.format == "matmulnbits":
         why_not = _not_nbits(layer, kind)
+        if not why_not and wide:
+            return None, "its scales are too small for float16, and MatMulNBits takes no others here"
         if not why_not:
             group = Granularity.parse(spec.granularity)
             block = group.size if group.kind == "group" else _block(layer, options.block_size)
@@ -166,15 +181,37 @@ def form_of(layer: Layer, kind: Kind, options: Options) -> tuple[Form, str]:
                 "MatMulNBits", layer, spec, kind, stored_bits, block, DATA_TYPE_OF[kind], options.accuracy_level
             ), remark
         remark = "; ".join(filter(None, (remark, why_not)))
+    if options.activations == "int8-tensor":
+        why_not = _not_integer(layer)
+        if not why_not:
+            return Form("Integer", layer, spec, kind, stored_bits, 0, TensorProto.FLOAT), remark
+        remark = "; ".join(filter(None, (remark, f"float activations, since {why_not}")))
     if stored_bits == 2 and layer.axis > 0 and math.prod(layer.weight.shape[layer.axis :]) % 4:
         # ONNX Runtime 1.32 fuses such a MatMul into MatMulNBits and then reads the codes at the wrong places.
         stored_bits, remark = (
             4,
             "; ".join(filter(None, (remark, "2-bit rows that end inside a byte are stored as 4-bit"))),
         )
-    half = kind == "fp16" and stored_bits <= 4
+    half = kind == "fp16" and stored_bits <= 4 and not wide
+    if wide:
+        remark = "; ".join(filter(None, (remark, "its scales are too small for float16: float32 and a Cast")))
     scale_type = TensorProto.FLOAT16 if half else TensorProto.FLOAT
     return Form("QDQ", layer, spec, kind, stored_bits, 0, scale_type), remark
+
+
+def _embedding(layer: Layer, kind: Kind, spec: QuantSpec) -> tuple[Form, str]:
+    stored_bits = next(bits for bits in (2, 4, 8) if spec.bits <= bits)
+    if stored_bits == 8:
+        return Form("Gather", layer, spec, kind, 8, 0, TensorProto.FLOAT), ""
+    # Gather takes no types below 8 bits, so that the table is dequantized first; runtimes that cannot fuse the two do so
+    # in every run.
+    return Form("QDQ", layer, spec, kind, stored_bits, 0, TensorProto.FLOAT), "DequantizeLinear before Gather"
+
+
+def _not_integer(layer: Layer) -> str:
+    if layer.kind == "conv_transpose":
+        return "ONNX has no integer ConvTranspose"
+    return "" if layer.slot == 1 else "the weight is the first input"
 
 
 def _not_nbits(layer: Layer, kind: Kind) -> str:

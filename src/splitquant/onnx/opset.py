@@ -11,6 +11,8 @@ from onnx import (
     ModelProto,
     NodeProto,
     TensorProto,
+    TypeProto,
+    ValueInfoProto,
     helper,
     inliner,
     shape_inference,
@@ -19,10 +21,12 @@ from onnx import (
 
 from splitquant.errors import SourceError
 from splitquant.onnx.scopes import STANDARD, subgraphs
-from splitquant.onnx.wire import MOST_ENTRIES
 
+_Described = ModelProto | GraphProto | NodeProto | TensorProto | ValueInfoProto
 _QDQ: dict[int, int] = {TensorProto.INT2: 25, TensorProto.UINT2: 25, TensorProto.INT4: 21, TensorProto.UINT4: 21}
+MOST_NODES = 1_000_000  # that local functions may expand to
 PER_AXIS, HALF_SCALE, BLOCKED, ANY = 13, 19, 21, 1
+INTEGER = 11  # the first with DynamicQuantizeLinear
 
 
 def dequantize_opset(data_type: int, *, per_axis: bool, half: bool, blocked: bool) -> int:
@@ -101,9 +105,9 @@ def _check_expansion(model: ModelProto, label: str) -> None:
     if len(nodes) < len(functions):
         raise SourceError(f"{label}: has local functions that call themselves; export it without functions")
     total = sum(count * nodes[key] for key, count in _calls(model.graph.node, functions).items())
-    if total > MOST_ENTRIES:
+    if total > MOST_NODES:
         raise SourceError(
-            f"{label}: its local functions expand to {total} nodes; at most {MOST_ENTRIES} are allowed: "
+            f"{label}: its local functions expand to {total} nodes; at most {MOST_NODES} are allowed: "
             "export it without functions"
         )
 
@@ -143,23 +147,49 @@ def raise_opset(model: ModelProto, needed: int, label: str) -> tuple[ModelProto,
             f"({str(error).strip()}); export the model with opset {needed}, or use --format matmulnbits, or 8 bits"
         ) from error
     # What the converter drops: metadata, and entries for operators of other domains.
-    _restore_metadata(model, raised)
+    _copy_metadata(model, raised)
+    _restore_metadata(model.graph, raised.graph)
     known = {entry.domain for entry in raised.opset_import}
     raised.opset_import.extend(entry for entry in model.opset_import if entry.domain not in (known | set(STANDARD)))
     return raised, f"opset raised from {found} to {needed}"
 
 
-def _restore_metadata(model: ModelProto, raised: ModelProto) -> None:
-    """Give the metadata of a model, its graph and its nodes to what the converter made of it."""
-    pairs: list[tuple[ModelProto | GraphProto | NodeProto, ModelProto | GraphProto | NodeProto]] = [
-        (model, raised),
-        (model.graph, raised.graph),
-    ]
-    before = {tuple(node.output): node for node in model.graph.node if node.metadata_props}
-    pairs += [(before[key], node) for node in raised.graph.node if (key := tuple(node.output)) in before]
-    for old, new in pairs:
-        del new.metadata_props[:]
-        new.metadata_props.extend(old.metadata_props)
+def _restore_metadata(old: GraphProto, new: GraphProto) -> None:
+    """Give a graph that the converter made the metadata and the denotations of what it was made from."""
+    _copy_metadata(old, new)
+    values = {value.name: value for value in (*old.input, *old.output, *old.value_info)}
+    for value in (*new.input, *new.output, *new.value_info):
+        if value.name in values:
+            _copy_metadata(values[value.name], value)
+            _copy_denotation(values[value.name].type, value.type)
+    tensors = {tensor.name: tensor for tensor in old.initializer if tensor.metadata_props}
+    for tensor in new.initializer:
+        if tensor.name in tensors:
+            _copy_metadata(tensors[tensor.name], tensor)
+    nodes = {tuple(node.output): node for node in old.node}
+    for node in new.node:
+        before = nodes.get(tuple(node.output))
+        if before is None:
+            continue
+        _copy_metadata(before, node)
+        graphs = {attribute.name: attribute.g for attribute in before.attribute if attribute.HasField("g")}
+        for attribute in node.attribute:
+            if attribute.HasField("g") and attribute.name in graphs:
+                _restore_metadata(graphs[attribute.name], attribute.g)
+
+
+def _copy_metadata(old: _Described, new: _Described) -> None:
+    del new.metadata_props[:]
+    new.metadata_props.extend(old.metadata_props)
+
+
+def _copy_denotation(old: TypeProto, new: TypeProto) -> None:
+    """What a value stands for, and its axes ("DATA_BATCH")."""
+    if old.denotation:
+        new.denotation = old.denotation
+    for dim, kept in zip(new.tensor_type.shape.dim, old.tensor_type.shape.dim, strict=False):
+        if kept.denotation:
+            dim.denotation = kept.denotation
 
 
 def least_ir_version(model: ModelProto) -> int:

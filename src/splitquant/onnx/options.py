@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -11,6 +11,10 @@ from splitquant.errors import SpecError
 
 Format = Literal["float", "qdq", "matmulnbits"]
 FORMATS = ("qdq", "matmulnbits")
+Activations = Literal["int8-tensor", "int8-token-sym"]
+_FORMAT_OF: dict[str, str] = {"int8-tensor": "qdq", "int8-token-sym": "matmulnbits"}
+
+INT8_ACTIVATIONS = 4  # of the accuracy levels of MatMulNBits
 
 DEFAULT_SPEC = QuantSpec(bits=4, layout="parallel")
 """Three parts per layer, INT4, a scale per output channel, zero in every grid."""
@@ -27,6 +31,14 @@ class Options:
     include, exclude: glob patterns of node names or weight names; `include` wins over `exclude`, both over the rules.
     block_size: of MatMulNBits, for granularity tensor and channel; accuracy_level: of MatMulNBits (4: int8 activations,
         the fast kernels; 1: float32 activations).
+    full_range: of residual float parts with symmetric grids: the quantizer to come uses all codes (a step of absmax / 8 at
+        4 bits, with a signed scale), not the narrow range (absmax / 7).
+    activations: what is multiplied with the weights; None: floats (and in MatMulNBits what `accuracy_level` says).
+
+        | activations      | formats     | made by                                                                        |
+        |------------------|-------------|--------------------------------------------------------------------------------|
+        | `int8-tensor`    | qdq         | DynamicQuantizeLinear, then MatMulInteger or ConvInteger: standard operators   |
+        | `int8-token-sym` | matmulnbits | MatMulNBits with accuracy_level 4: a grid per block_size values of a row       |
 
     Raises SpecError for what ONNX cannot say.
     """
@@ -37,11 +49,20 @@ class Options:
     include: tuple[str, ...] = field(default=())
     exclude: tuple[str, ...] = field(default=())
     block_size: int = 128
-    accuracy_level: int = 4
+    accuracy_level: int = INT8_ACTIVATIONS
+    full_range: bool = False
+    activations: Activations | None = None
 
     def __post_init__(self) -> None:
         if self.format not in ("float", *FORMATS):
             raise SpecError(f"format is {self.format!r}; expected one of {', '.join(FORMATS)}")
+        if self.spec.strategy == "lloyd":
+            raise SpecError(
+                "the strategy is lloyd, whose levels are free, and ONNX has no operator that reads packed indices into a table: "
+                "use residual, magnitude or min_error"
+            )
+        if self.format == "float":  # a quantizer downstream takes the range of each part, which fitted cells blur
+            object.__setattr__(self, "spec", replace(self.spec, polish=False))
         if not self.spec.zero_in_grid:
             raise SpecError(
                 f"the spec is {self.spec}; a layer split into parts needs zero in every grid, and ONNX has no operator for "
@@ -57,25 +78,53 @@ class Options:
             raise SpecError(f"block_size is {self.block_size}; expected a power of two from 16 to 256")
         if not 0 <= self.accuracy_level <= 4:
             raise SpecError(f"accuracy_level is {self.accuracy_level}; expected 0 to 4")
+        self._check_activations()
+        if self.full_range and not (
+            self.format == "float" and self.spec.strategy == "residual" and self.spec.symmetric
+        ):
+            raise SpecError(
+                f"full_range with {self.spec} in the format {self.format}; it is of split with the strategy residual and "
+                "symmetric grids"
+            )
         group = Granularity.parse(self.spec.granularity)
         if group.kind == "group" and self.format == "matmulnbits" and not _is_block(group.size):
             raise SpecError(f"granularity is {self.spec.granularity}; MatMulNBits takes powers of two from 16 to 256")
 
+    def _check_activations(self) -> None:
+        if self.activations is None:
+            return
+        if self.format != _FORMAT_OF.get(self.activations):
+            takes = ", ".join(f"{name} in the format {form}" for name, form in _FORMAT_OF.items())
+            raise SpecError(f"activations is {self.activations!r} in the format {self.format}; ONNX takes {takes}")
+        if self.activations == "int8-tensor" and Granularity.parse(self.spec.granularity).kind == "group":
+            raise SpecError(
+                f"activations is int8-tensor with granularity {self.spec.granularity}; integer products take a scale per "
+                "channel or tensor"
+            )
+        if self.activations == "int8-token-sym" and self.accuracy_level != INT8_ACTIVATIONS:
+            raise SpecError(
+                f"activations is int8-token-sym with accuracy_level {self.accuracy_level}; that is {INT8_ACTIVATIONS}: leave it out"
+            )
+
     def wants(self, names: tuple[str, ...]) -> tuple[bool, str]:
         """Whether the patterns let a layer with these names be converted, and the pattern that decided ("": none)."""
         for pattern in self.include:
-            if any(fnmatchcase(name, pattern) for name in names):
+            if any(_matches(name, pattern) for name in names):
                 return True, f"included by {pattern!r}"
         for pattern in self.exclude:
-            if any(fnmatchcase(name, pattern) for name in names):
+            if any(_matches(name, pattern) for name in names):
                 return False, f"excluded by {pattern!r}"
         return True, ""
 
     def check_patterns(self, names: set[str]) -> None:
         """SpecError for a pattern that no node and no weight has."""
         for pattern in (*self.include, *self.exclude):
-            if not any(fnmatchcase(name, pattern) for name in names):
+            if not any(_matches(name, pattern) for name in names):
                 raise SpecError(f"the pattern {pattern!r} matches none of the {len(names)} nodes and weights")
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatchcase(name, pattern)  # exporters make names such as `layers[0].weight`
 
 
 def _is_block(size: int) -> bool:

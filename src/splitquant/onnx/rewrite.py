@@ -13,6 +13,7 @@ from typing import Any
 from onnx import NodeProto, TensorProto, helper
 
 from splitquant.onnx.dtypes import DATA_TYPE_OF
+from splitquant.onnx.integer import integer_terms
 from splitquant.onnx.layers import integer, real
 from splitquant.onnx.plan import NodePlan
 
@@ -42,6 +43,8 @@ def branches(plan: NodePlan, parts: Sequence[PartNames], fresh: Names, opset: in
         return _gathered(plan, parts[0], fresh)
     if form.layer.kind == "gemm" and form.name != "float":
         return _gemm(plan, parts, fresh, opset)
+    if form.name == "Integer":
+        return _integer(plan, parts, fresh)
     node, nodes, outputs = plan.node, list[NodeProto](), list[str]()
     single = len(parts) == 1
     for c, part in enumerate(parts):
@@ -87,7 +90,9 @@ def _gemm(plan: NodePlan, parts: Sequence[PartNames], fresh: Names, opset: int) 
             helper.make_node("Transpose", [node.input[0]], [left], name=fresh(f"{plan.label}.transpose"), perm=[1, 0])
         )
     terms: list[str] = []
-    for c, part in enumerate(parts):
+    if form.name == "Integer":
+        terms = integer_terms(plan, parts, left, nodes, fresh)
+    for c, part in enumerate(parts if form.name != "Integer" else ()):
         label = fresh(f"{plan.label}.part{c}")
         output = fresh(f"{node.output[0]}.part{c}.out")
         terms.append(output)
@@ -107,6 +112,22 @@ def _gemm(plan: NodePlan, parts: Sequence[PartNames], fresh: Names, opset: int) 
             total = _summed(terms, f"{plan.label}.sum", nodes, fresh)
             nodes.append(helper.make_node("Add", [total, bias], [node.output[0]], name=fresh(f"{plan.label}.bias")))
             return nodes
+        terms.append(bias)
+    last = "Sum" if len(terms) > 1 else "Identity"
+    nodes.append(helper.make_node(last, terms, [node.output[0]], name=fresh(f"{plan.label}.sum")))
+    return nodes
+
+
+def _integer(plan: NodePlan, parts: Sequence[PartNames], fresh: Names) -> list[NodeProto]:
+    """MatMul or Conv as integer products of the parts, and the bias."""
+    form, node, nodes = plan.form, plan.node, list[NodeProto]()
+    assert form is not None
+    terms = integer_terms(plan, parts, node.input[0], nodes, fresh)
+    if len(node.input) > 2 and node.input[2]:
+        shape, bias = fresh(f"{plan.label}.bias.shape"), fresh(f"{plan.label}.bias")
+        value = helper.make_tensor(shape, TensorProto.INT64, [len(form.shape) - 1], [-1, *[1] * (len(form.shape) - 2)])
+        nodes.append(helper.make_node("Constant", [], [shape], name=shape, value=value))
+        nodes.append(helper.make_node("Reshape", [node.input[2], shape], [bias], name=bias))
         terms.append(bias)
     last = "Sum" if len(terms) > 1 else "Identity"
     nodes.append(helper.make_node(last, terms, [node.output[0]], name=fresh(f"{plan.label}.sum")))

@@ -19,7 +19,7 @@ from splitquant.onnx.stored import StoredTensor
 
 STANDARD = ("", "ai.onnx")
 _LARGEST_DEPTH = 64
-_THROUGH = ("Transpose", "Cast", "Identity")
+THROUGH = ("Transpose", "Cast", "Identity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Scope:
         while name not in scope.constants:
             node = scope.producers.get(name)
             if node is not None:
-                if node.domain not in STANDARD or node.op_type not in _THROUGH or len(node.input) != 1:
+                if node.domain not in STANDARD or node.op_type not in THROUGH or len(node.input) != 1:
                     return None
                 way.append((node, scope))
                 name = node.input[0]

@@ -1,6 +1,6 @@
-"""Where the bytes of new tensors go: into the model itself, or into one external data file beside it.
+"""Where the bytes of tensors go: to their places in the model file, or in one external data file beside it.
 
-Every tensor has its place before the first byte is computed, so threads may write in any order and the file comes out
+Every tensor has its place before the first byte is computed, so threads may write in any order and the files come out
 the same.
 """
 
@@ -11,10 +11,14 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-from onnx import TensorProto
+from onnx import ModelProto, TensorProto
 
 from splitquant.checkpoint.files import TargetFile
+from splitquant.errors import DestinationError
+from splitquant.onnx.layout import laid_out
 from splitquant.onnx.stored import U8, StoredTensor
+from splitquant.onnx.target import Target
+from splitquant.onnx.wire import LARGEST_FILE
 
 ALIGNMENT = 4096  # a page: runtimes map external data into memory
 LEAST_EXTERNAL = 1024
@@ -22,13 +26,13 @@ _COPY = 8 << 20
 
 
 class Place:
-    """Room for one tensor."""
+    """Room for one tensor; bytes can be put there once the sink is open."""
 
-    def __init__(self, nbytes: int, file: TargetFile | None, offset: int) -> None:
+    def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
-        self._memory: U8 | None = np.zeros(nbytes, np.uint8) if file is None else None
-        self._file = file
-        self._offset = offset
+        self._memory: U8 | None = None
+        self._file: TargetFile | None = None
+        self._offset = 0
 
     def put(self, slab: U8, row_bytes: int, column: int) -> None:
         """Write `slab[r]` at byte `r * row_bytes + column`, for every r."""
@@ -48,19 +52,6 @@ class Place:
             tensor.read_into(piece, at)
             self._write(piece, at)
 
-    def describe(self, proto: TensorProto, location: str) -> None:
-        """Make a tensor's header point here, or hold the bytes itself."""
-        proto.ClearField("raw_data")
-        proto.ClearField("external_data")
-        if self._memory is not None:
-            proto.ClearField("data_location")
-            proto.raw_data = self._memory.tobytes()
-            self._memory = None
-            return
-        proto.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", location), ("offset", str(self._offset)), ("length", str(self.nbytes))):
-            proto.external_data.add(key=key, value=value)
-
     def _write(self, data: U8, at: int) -> None:
         if self._memory is not None:
             self._memory[at : at + data.nbytes] = data
@@ -68,27 +59,99 @@ class Place:
             assert self._file is not None
             self._file.write(np.ascontiguousarray(data), self._offset + at)
 
+    def in_memory(self) -> None:
+        """Keep the bytes until `taken`."""
+        self._memory = np.zeros(self.nbytes, np.uint8)
+
+    def in_file(self, file: TargetFile, offset: int) -> None:
+        """Write the bytes to a file, from `offset` on."""
+        self._file, self._offset = file, offset
+
+    def taken(self) -> bytes:
+        """The bytes, which are not held any longer."""
+        assert self._memory is not None
+        data, self._memory = self._memory.tobytes(), None
+        return data
+
 
 class Sink:
-    """Gives places to tensors; `path` None keeps all of them in memory."""
+    """Gives places to tensors, then opens what these are in: memory, or files."""
 
-    def __init__(self, path: Path | None) -> None:
-        self._file = None if path is None else TargetFile(path, 0)
-        self._end = 0
+    def __init__(self) -> None:
+        self._rooms: list[tuple[TensorProto, Place]] = []
+        self._files: list[TargetFile] = []
+        self._held = False
 
-    def place(self, nbytes: int) -> Place:
-        """Room for a tensor of so many bytes; small ones stay in the model."""
-        if self._file is None or nbytes < LEAST_EXTERNAL:
-            return Place(nbytes, None, 0)
-        offset = -(-self._end // ALIGNMENT) * ALIGNMENT
-        self._end = offset + nbytes
-        return Place(nbytes, self._file, offset)
+    def place(self, proto: TensorProto, nbytes: int) -> Place:
+        """Room for the bytes of a tensor, whatever it had before."""
+        for field in ("raw_data", "external_data", "data_location"):
+            proto.ClearField(field)
+        place = Place(nbytes)
+        self._rooms.append((proto, place))
+        return place
 
-    def close(self) -> None:
-        """Close the external data file; DestinationError where the system reports a late write error."""
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
+    def open_memory(self) -> None:
+        """All places are in memory; `finish` gives the bytes to the tensors."""
+        self._held = True
+        for _, place in self._rooms:
+            place.in_memory()
+
+    def open_files(self, model: ModelProto, target: Target, *, external: bool) -> None:
+        """Write the graph, with room for its weights in the same file, or in external data for all but small ones.
+
+        Raises DestinationError for a graph that is too large, and for a disk that is too full.
+        """
+        offsets = self._point_outside(target.location) if external else []
+        inside = self._rooms if not external else [room for room in self._rooms if room[1].nbytes < LEAST_EXTERNAL]
+        layout = laid_out(model, {id(proto): place.nbytes for proto, place in inside})
+        if layout.nbytes >= LARGEST_FILE:
+            raise DestinationError(
+                f"{target.path}: the graph takes {layout.nbytes} bytes without its large weights; an ONNX file ends below "
+                f"{LARGEST_FILE}"
+            )
+        ends = offsets[-1][1] + offsets[-1][0].nbytes if offsets else 0
+        target.prepare(layout.nbytes + ends, with_data=external)
+        if external:
+            data = self._opened(target.growing_data, ends)
+            for place, offset in offsets:
+                place.in_file(data, offset)
+        file = self._opened(target.growing, layout.nbytes)
+        for proto, place in inside:
+            place.in_file(file, layout.offsets[id(proto)])
+        for offset, text in layout.text:
+            file.write(text, offset)
+
+    def inline_bytes(self, model: ModelProto) -> int:
+        """The size of the file with all weights in it."""
+        return laid_out(model, {id(proto): place.nbytes for proto, place in self._rooms}).nbytes
+
+    def finish(self) -> None:
+        """Close the files, or give the bytes to the tensors; DestinationError where the system reports a late write error."""
+        while self._files:
+            self._files.pop().close()
+        if self._held:
+            for proto, place in self._rooms:
+                proto.raw_data = place.taken()
+
+    def _point_outside(self, location: str) -> list[tuple[Place, int]]:
+        """Make all but small tensors refer to external data; where each of them begins there."""
+        offsets: list[tuple[Place, int]] = []
+        end = 0
+        for proto, place in self._rooms:
+            if place.nbytes < LEAST_EXTERNAL:
+                continue
+            offset = -(-end // ALIGNMENT) * ALIGNMENT
+            end = offset + place.nbytes
+            offsets.append((place, offset))
+            proto.data_location = TensorProto.EXTERNAL
+            for key, value in (("location", location), ("offset", str(offset)), ("length", str(place.nbytes))):
+                proto.external_data.add(key=key, value=value)
+        return offsets
+
+    def _opened(self, path: Path, nbytes: int) -> TargetFile:
+        file = TargetFile(path, nbytes)
+        self._files.append(file)
+        return file
 
     def __enter__(self) -> Self:
         return self
@@ -96,4 +159,5 @@ class Sink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        while self._files:
+            self._files.pop().close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from splitquant.errors import SourceError
 from splitquant.onnx.dtypes import nbytes_of
 from splitquant.onnx.external import ExternalFiles
 from splitquant.onnx.stored import StoredTensor, check_header, inline_tensor
-from splitquant.onnx.wire import Span, read_skeleton
+from splitquant.onnx.wire import read_skeleton
 
 _IN_MEMORY = Path("the model in memory")
 _LEAST_DETACHED = 1024
@@ -24,7 +25,7 @@ _LEAST_DETACHED = 1024
 class Source:
     """An opened model.
 
-    proto: a copy of the graph, whose large initializers have a name, a type and a shape, but no bytes.
+    proto: a copy of the graph, whose large weights have a name, a type and a shape, but no bytes.
     label: what errors call the model. tensors: the initializers of the main graph, by name.
     """
 
@@ -32,19 +33,17 @@ class Source:
         self.path = None if isinstance(model, ModelProto) else Path(model)
         self.label = str(self.path or _IN_MEMORY)
         self.files = ExternalFiles(self.path or _IN_MEMORY)
+        # How the graph calls the model's own file: no model can know it beforehand, and no path is like it.
+        self._own = f"/{secrets.token_hex(16)}"
         try:
             if self.path is None:
                 assert isinstance(model, ModelProto)
-                self.proto = ModelProto()
-                self.proto.CopyFrom(model)
-                spans: dict[int, Span] = {}
+                self.proto = _without_weights(model)
             else:
-                skeleton = read_skeleton(self.path)
-                self.proto = _parsed(self.path, skeleton.model)
-                spans = skeleton.spans
+                self.proto = _parsed(self.path, read_skeleton(self.path, self._own))
             self._refuse_other()
             self._refuse_hidden_files()
-            self.tensors = self._detach(spans)
+            self.tensors = self._detach(model.graph if isinstance(model, ModelProto) else self.proto.graph)
         except BaseException:
             self.files.close()
             raise
@@ -56,6 +55,8 @@ class Source:
                 raise SourceError(
                     f"{where} has external data, and a model in memory has no folder; give the path of its file, or load its data first"
                 )
+            if proto.external_data[:1] and proto.external_data[0].value == self._own:
+                return self._spanned(proto, where)
             return self.files.tensor(proto, where)
         return inline_tensor(proto, where)
 
@@ -90,32 +91,84 @@ class Source:
         if not self.proto.HasField("graph") or not self.proto.opset_import:
             raise SourceError(f"{self.label}: holds no graph or no opset; it is not an ONNX model: export it again")
 
-    def _detach(self, spans: dict[int, Span]) -> dict[str, StoredTensor]:
-        """Move the bytes of the main graph's initializers out of the proto, and check each."""
+    def _detach(self, original: GraphProto) -> dict[str, StoredTensor]:
+        """Take the bytes of the main graph's initializers from where they are, and check each."""
         tensors: dict[str, StoredTensor] = {}
         graph: GraphProto = self.proto.graph
-        for position, proto in enumerate(graph.initializer):
+        for given, proto in zip(original.initializer, graph.initializer, strict=True):
             where = f"{self.label}: tensor {proto.name!r}"
             if not proto.name or proto.name in tensors:
                 raise SourceError(f"{where} is there twice, or has no name; export the model again")
-            if position in spans:
-                tensors[proto.name] = self._spanned(proto, spans[position], where)
-                continue
-            tensors[proto.name] = self.stored(proto, where)
+            tensors[proto.name] = self.stored(given, where)
             if proto.data_location == TensorProto.EXTERNAL or tensors[proto.name].nbytes >= _LEAST_DETACHED:
                 strip(proto)
         return tensors
 
-    def _spanned(self, proto: TensorProto, span: Span, where: str) -> StoredTensor:
+    def _spanned(self, proto: TensorProto, where: str) -> StoredTensor:
+        """A tensor whose bytes are in the model's own file."""
         expected = check_header(proto, where)
-        if expected != span.nbytes or proto.data_location == TensorProto.EXTERNAL:
+        _, offset, nbytes = (entry.value for entry in proto.external_data)
+        if expected != int(nbytes):
             raise SourceError(
-                f"{where} has {span.nbytes} bytes of raw_data; its shape {list(proto.dims)} takes {expected}: "
+                f"{where} has {nbytes} bytes of raw_data; its shape {list(proto.dims)} takes {expected}: "
                 "the file is damaged, export the model again"
             )
         assert self.path is not None
         file = self.files.at(self.path)
-        return StoredTensor(proto.name, proto.data_type, tuple(proto.dims), expected, None, file, span.offset)
+        return StoredTensor(proto.name, proto.data_type, tuple(proto.dims), expected, None, file, int(offset))
+
+
+def locations_of(path: Path) -> set[str]:
+    """What a model file calls the files of its external data; SourceError where it is no model."""
+    return {
+        entry.value
+        for tensor in _tensors(_parsed(path, read_skeleton(path, "")))
+        for entry in tensor.external_data
+        if entry.key == "location" and entry.value
+    }
+
+
+def data_files_of(path: Path) -> list[Path]:
+    """The files that are there of those that a model says hold its external data, whatever else it says."""
+    found = []
+    for location in sorted(locations_of(path)):
+        file = path.parent / location
+        with suppress(OSError, ValueError):  # names that no file can have
+            if file.is_file():
+                found.append(file)
+    return found
+
+
+def _tensors(message: Message) -> Iterator[TensorProto]:
+    """All tensors in a message."""
+    if isinstance(message, TensorProto):
+        yield message
+        return
+    for field, content in message.ListFields():
+        if field.message_type is not None:
+            for one in [content] if isinstance(content, Message) else content:
+                yield from _tensors(one)
+
+
+def _without_weights(model: ModelProto) -> ModelProto:
+    """A copy of a model without the raw bytes of its large initializers: they are never in memory twice for it."""
+    copied = ModelProto()
+    _copy_fields(model, copied, "graph")
+    _copy_fields(model.graph, copied.graph, "initializer")
+    for tensor in model.graph.initializer:
+        large = len(tensor.raw_data) >= _LEAST_DETACHED
+        _copy_fields(tensor, copied.graph.initializer.add(), "raw_data" if large else "")
+    return copied
+
+
+def _copy_fields(old: Message, new: Message, left_out: str) -> None:
+    for field, content in old.ListFields():
+        if field.name == left_out:
+            continue
+        if hasattr(content, "MergeFrom"):  # messages and repeated fields
+            getattr(new, field.name).MergeFrom(content)
+        else:
+            setattr(new, field.name, content)
 
 
 def _hidden_tensors(message: Message, *, known: bool = False) -> Iterator[TensorProto]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,49 +12,62 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from onnx import ModelProto
+from splitquant.checkpoint.files import destination_error
+from splitquant.checkpoint.workplace import check_room
+from splitquant.errors import DestinationError, SourceError
+from splitquant.onnx.source import locations_of
 
-from splitquant.checkpoint.files import TargetFile, destination_error
-from splitquant.errors import DestinationError
-from splitquant.onnx.wire import LARGEST_FILE
+_KEY = "[0-9a-f]{16}"
 
 
 class Target:
-    """Where a model and its external data grow, under temporary names beside the places they will have."""
+    """Where a model and its external data grow, under temporary names beside the places they will have.
+
+    The temporary model file is locked as long as its run lives, so that the next run can remove what a killed one left.
+    """
 
     def __init__(self, path: Path, sources: tuple[Path, ...], *, force: bool) -> None:
         self.path = path
-        self.data_path = path.with_name(f"{path.name}.data")
+        self.data_path = data_path_of(path)
         # Names that nobody can foresee: no link lies in wait there, and no other run writes there.
-        run = secrets.token_hex(8)
-        self.growing = path.with_name(f".{path.name}.{run}.partial")
-        self.growing_data = path.with_name(f".{path.name}.data.{run}.partial")
-        self._check(sources, force=force)
+        self._run = secrets.token_hex(8)
+        self.growing = path.with_name(f".{path.name}.{self._run}.partial")
+        self.growing_data = path.with_name(f".{path.name}.data.{self._run}.partial")
+        self._lock = -1
+        self._sources = sources
+        self._with_data = False
+        self._check(path, force=force)
 
     @property
     def location(self) -> str:
         """What the graph calls its external data."""
         return self.data_path.name
 
-    def publish(self, model: ModelProto, *, with_data: bool) -> None:
-        """Write the graph, then give both files their names; a reader never sees a graph without its data."""
-        try:
-            data = model.SerializeToString()
-        except Exception as error:  # protobuf has no own class for a message that is too large
-            raise DestinationError(f"{self.path}: the graph cannot be written ({error})") from error
-        if len(data) >= LARGEST_FILE:
+    def prepare(self, nbytes: int, *, with_data: bool) -> None:
+        """Refuse a full disk, and external data in the place of a file that is not of the model to be replaced."""
+        self._with_data = with_data
+        check_room(self.path, nbytes)
+        if not with_data:
+            return
+        self._check(self.data_path, force=True)
+        with _turn_in(self.path.absolute().parent):
+            unrelated = self.data_path.exists() and not self._replaces_data()
+        if unrelated:
             raise DestinationError(
-                f"{self.path}: the graph takes {len(data)} bytes without its large weights; an ONNX file ends below {LARGEST_FILE}"
+                f"{self.data_path}: exists, and is no part of a model at {self.path}; move it away, or choose another place "
+                "with -o"
             )
-        with TargetFile(self.growing, len(data)) as file:
-            file.write(data, 0)
+
+    def publish(self) -> None:
+        """Give the complete files their names; a reader never sees a graph without its data."""
         try:
             with _turn_in(self.path.absolute().parent):
+                replaced = self._replaces_data()
                 with suppress(FileNotFoundError):
                     self.path.unlink()
-                if with_data:
+                if self._with_data:
                     self.growing_data.replace(self.data_path)
-                else:
+                elif replaced:
                     with suppress(FileNotFoundError):
                         self.data_path.unlink()
                 self.growing.replace(self.path)
@@ -61,27 +75,82 @@ class Target:
             raise destination_error(self.path, error) from error
 
     def __enter__(self) -> Self:
+        parent = self.path.absolute().parent
+        try:
+            with _turn_in(parent):
+                self._remove_leftovers(parent)
+                self._lock = os.open(self.growing, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise destination_error(self.path, error) from error
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for path in (self.growing, self.growing_data):
+        for path in (self.growing, self.growing_data):  # in this order: see _remove_leftovers
             with suppress(OSError):
                 path.unlink()
+        if self._lock >= 0:
+            os.close(self._lock)
 
-    def _check(self, sources: tuple[Path, ...], *, force: bool) -> None:
-        parent = self.path.absolute().parent
+    def _check(self, path: Path, *, force: bool) -> None:
+        parent = path.absolute().parent
         if not parent.is_dir():
-            raise DestinationError(f"{self.path}: the folder {parent} is not there; make it first")
-        for path in (self.path, self.data_path):
-            for source in sources:
-                if path.exists() and path.samefile(source):
-                    raise DestinationError(f"{path}: is a file of the source; choose another place with -o")
-            if path.is_symlink() or (path.exists() and not path.is_file()):
-                raise DestinationError(f"{path}: exists and is no ordinary file; choose another place with -o")
-            if path.exists() and not force:
-                raise DestinationError(f"{path}: exists; choose another place with -o, or replace it with --force")
+            raise DestinationError(f"{path}: the folder {parent} is not there; make it first")
+        for source in self._sources:
+            if path.exists() and path.samefile(source):
+                raise DestinationError(f"{path}: is a file of the source; choose another place with -o")
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise DestinationError(f"{path}: exists and is no ordinary file; choose another place with -o")
+        if path.exists() and not force:
+            raise DestinationError(f"{path}: exists; choose another place with -o, or replace it with --force")
+
+    def _replaces_data(self) -> bool:
+        """Whether the model that is replaced keeps its weights where the external data would be."""
+        return self.path.is_file() and self.data_path.is_file() and self._refers_to_data(self.path)
+
+    def _remove_leftovers(self, parent: Path) -> None:
+        """Remove what killed runs left for the same destination: files that no living run has locked."""
+        name = re.compile(rf"\.{re.escape(self.path.name)}(\.data)?\.({_KEY})\.partial")
+        for path in parent.iterdir():
+            match = name.fullmatch(path.name)
+            if match is None:
+                continue
+            model = parent / f".{self.path.name}.{match[2]}.partial"
+            data = parent / f".{self.path.name}.data.{match[2]}.partial"
+            # The model file, which has the lock, is made before the data and removed before it.
+            if (path == data and model.exists()) or (path == model and not _is_dead(model)):
+                continue
+            if path == model and not self.path.exists() and not data.exists() and self._refers_to_data(model):
+                data = self.data_path  # the run was killed between giving the one file its name and the other
+            for left in (model, data):
+                with suppress(OSError):
+                    left.unlink()
+
+    def _refers_to_data(self, path: Path) -> bool:
+        with suppress(SourceError):
+            return self.location in locations_of(path)
+        return False
+
+
+def data_path_of(path: Path) -> Path:
+    """Where the external data of a model goes that is written to `path`; DestinationError where that is no file name."""
+    if not path.name:
+        raise DestinationError(f"{path}: is a folder; give the name of a file with -o")
+    return path.with_name(f"{path.name}.data")
+
+
+def _is_dead(path: Path) -> bool:
+    """Whether no run holds the lock of a file."""
+    with suppress(OSError):
+        held = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(held)
+        return True
+    return False
 
 
 @contextmanager

@@ -7,18 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_TILE = 64
+from splitquant.core.kernels import kernels
 
 
 def transposed(x: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
     """`x.T` of a 2-D array as a C-contiguous array; in `out` where one of that shape is given."""
-    height, width = x.shape
     if out is None:
-        if height <= _TILE or width == 1:
-            return np.ascontiguousarray(x.T)
-        out = np.empty((width, height), x.dtype)
-    for left in range(0, width, _TILE):
-        band = np.ascontiguousarray(x[:, left : left + _TILE])
-        for top in range(0, height, _TILE):
-            out[left : left + _TILE, top : top + _TILE] = band[top : top + _TILE].T
+        out = np.empty(x.shape[::-1], x.dtype)
+    if x.strides[1] == x.itemsize and x.strides[0] > 0:
+        kernels().transpose(x, out)
+    else:
+        out[:] = x.T
     return out

@@ -6,7 +6,7 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from splitquant.onnx.scopes import subgraphs
 
 Model = ModelProto | str | Path
 _RUNS = 3  # sets of generated inputs
+# Products of integers: the standard operators, and what ONNX Runtime makes of them.
+_INTEGER = ("MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,8 @@ class OutputMatch:
 class Verification:
     """What `verify` found.
 
-    branches: low-bit weights that a layer reads (MatMulNBits, or DequantizeLinear of a constant). in_kernels: those that
+    branches: low-bit weights that a layer reads (MatMulNBits, or DequantizeLinear or an integer product of a constant) and
+    that the source does not have. in_kernels: those that
     ONNX Runtime's optimised graph multiplies with a low-bit kernel. dequantized: those it expands anew in every run.
     operators: how often each operator is in the optimised graph. refusal: what the onnx checker says of `out` where it
     refuses the source too ("": it accepts).
@@ -62,6 +65,14 @@ class Verification:
         """The lowest SQNR of an output."""
         return min((output.sqnr_db for output in self.outputs), default=math.inf)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form; an SQNR that is infinite (outputs are the same, or zero where they should not be) is a text."""
+        outputs = [
+            {**asdict(output), "sqnr_db": output.sqnr_db if math.isfinite(output.sqnr_db) else str(output.sqnr_db)}
+            for output in self.outputs
+        ]
+        return {**asdict(self), "outputs": outputs, "folded": self.folded}
+
 
 def verify(
     model: Model,
@@ -75,7 +86,7 @@ def verify(
 
     inputs: one or several sets of named arrays; None generates three. sizes: of open dimensions, for generated inputs.
     Raises VerifyError where the onnx checker refuses `out`, where its outputs differ in name or shape, hold NaN that the
-    source does not, are below `min_sqnr` dB, or are not finite at all; MissingExtraError without onnxruntime; SourceError
+    source does not, are below `min_sqnr` dB, or are empty or not finite at all; MissingExtraError without onnxruntime; SourceError
     where `model` does not run; SpecError for a `min_sqnr` of NaN.
     """
     if min_sqnr is not None and math.isnan(min_sqnr):
@@ -92,15 +103,11 @@ def verify(
         graph = _graph_of(model)
         sets = _feeds(graph, inputs, sizes)
         outputs = _compared(before, after, sets, str(out) if not isinstance(out, ModelProto) else "the converted model")
-    operators = Counter(_operators(found.graph))
-    result = Verification(
-        outputs,
-        _low_bit_branches(_graph_of(out)),
-        operators["MatMulNBits"],
-        _dequantized(found),
-        dict(operators),
-        refusal,
-    )
+    before_it = {branch.codes for branch in _branches(graph.graph)}
+    ours = [branch for branch in _branches(_graph_of(out).graph) if branch.codes not in before_it]
+    in_kernels, dequantized = _fates(ours, found.graph)
+    operators = dict(Counter(_operators(found.graph)))
+    result = Verification(outputs, len(ours), in_kernels, dequantized, operators, refusal)
     if min_sqnr is not None and result.worst_sqnr_db < min_sqnr:
         worst = min(outputs, key=lambda output: output.sqnr_db)
         raise VerifyError(
@@ -170,7 +177,7 @@ def _compared(before: Any, after: Any, sets: list[Feeds], label: str) -> tuple[O
         raise VerifyError(f"{label}: has the outputs {found}; the source has {names}")
     sums = {name: np.zeros(4) for name in names}
     worst = dict.fromkeys(names, 0.0)
-    numbers, finite = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    finite, texts, found_numbers = dict.fromkeys(names, 0), set[str](), set[str]()
     for feeds in sets:
         for name, wanted, got in _arrays_of(names, _run(before, feeds), _run(after, feeds), label):
             if wanted.shape != got.shape:
@@ -178,20 +185,24 @@ def _compared(before: Any, after: Any, sets: list[Feeds], label: str) -> tuple[O
             if wanted.dtype.kind in "OSUT":  # text
                 if not np.array_equal(wanted, got):
                     raise VerifyError(f"{label}: output {name!r} holds other text than the source")
+                if wanted.size:
+                    texts.add(name)
                 continue
             x, y = wanted.astype(np.float64).ravel(), got.astype(np.float64).ravel()
             usable = np.isfinite(x)
             if not np.isfinite(y[usable]).all():
                 raise VerifyError(f"{label}: output {name!r} holds NaN or infinity where the source does not")
-            numbers[name] += len(x)
+            if len(x):
+                found_numbers.add(name)
             x, y = x[usable], y[usable]
             finite[name] += len(x)
             sums[name] += (x @ x, y @ y, x @ y, (x - y) @ (x - y))
             worst[name] = max(worst[name], float(np.abs(x - y).max(initial=0.0)))
     for name in names:
-        if numbers[name] and not finite[name]:
+        if not finite[name] and name not in texts:
+            what = "holds NaN or infinity only" if name in found_numbers else "is empty"
             raise VerifyError(
-                f"{label}: output {name!r} holds NaN or infinity only, in the source too, so that nothing can be compared: "
+                f"{label}: output {name!r} {what}, in the source too, so that nothing can be compared: "
                 "give real inputs (--inputs FILE.npz)"
             )
     return tuple(_match(name, sums[name], worst[name]) for name in names)
@@ -243,22 +254,48 @@ def _operators(graph: onnx.GraphProto) -> list[str]:
     return found + [op for node in graph.node for inner in subgraphs(node) for op in _operators(inner)]
 
 
-def _low_bit_branches(model: ModelProto) -> int:
-    return _count(model.graph, {}, kernels=True)
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """A low-bit weight where it is read: its operator, what its codes are called, and what the layer behind it makes."""
+
+    op_type: str
+    codes: str
+    outputs: frozenset[str]
 
 
-def _dequantized(model: ModelProto) -> int:
-    return _count(model.graph, {}, kernels=False)
-
-
-def _count(graph: onnx.GraphProto, around: Mapping[str, int], *, kernels: bool) -> int:
-    """DequantizeLinear nodes of low-bit constants, and with `kernels` MatMulNBits nodes too."""
-    types = {**around, **{proto.name: proto.data_type for proto in graph.initializer}}
-    total = 0
+def _branches(graph: onnx.GraphProto, around: Mapping[str, int] | None = None) -> Iterator[_Branch]:
+    """All MatMulNBits, and all DequantizeLinear and integer products of low-bit constants."""
+    types = {**(around or {}), **{proto.name: proto.data_type for proto in graph.initializer}}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+        if node.op_type == "Cast" and types.get(node.input[0], 0) in LOW_BIT:
+            types[node.output[0]] = types[node.input[0]]
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and types.get(node.input[0], 0) in LOW_BIT:
-            total += 1
-        if kernels and node.op_type == "MatMulNBits" and node.domain == MICROSOFT:
-            total += 1
-        total += sum(_count(inner, types, kernels=kernels) for inner in subgraphs(node))
-    return total
+            layers = readers.get(node.output[0], [])
+            if len(layers) == 1 and layers[0].op_type == "Cast":
+                layers = readers.get(layers[0].output[0], [])
+            yield _Branch(node.op_type, node.input[0], frozenset(name for layer in layers for name in layer.output))
+        if node.op_type == "MatMulNBits" and node.domain == MICROSOFT:
+            yield _Branch(node.op_type, node.input[1], frozenset(node.output))
+        if node.op_type in _INTEGER and types.get(node.input[1], 0) in LOW_BIT:
+            yield _Branch("integer", node.input[1], frozenset(node.output))
+        for inner in subgraphs(node):
+            yield from _branches(inner, types)
+
+
+def _fates(ours: Sequence[_Branch], found: onnx.GraphProto) -> tuple[int, int]:
+    """How many branches the optimised graph multiplies with a low-bit kernel, and how many it dequantizes in every run.
+
+    ONNX Runtime keeps the name of what a layer makes, and adds to that of the codes.
+    """
+    outputs = {name for branch in ours for name in branch.outputs}
+    codes = {branch.codes for branch in ours}
+    fates = Counter(
+        branch.op_type
+        for branch in _branches(found)
+        if branch.outputs & outputs or branch.codes in codes or branch.codes.rsplit("_T", 1)[0] in codes
+    )
+    return fates["MatMulNBits"] + fates["integer"], fates["DequantizeLinear"]

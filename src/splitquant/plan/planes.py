@@ -14,7 +14,7 @@ from splitquant.core.rows import ScaleKind, matrix_shape, row_scale_kind
 from splitquant.core.spec import Granularity, QuantSpec
 from splitquant.core.split import plane_widths
 
-PlaneName = Literal["codes", "clusters", "scale", "offset", "row_scale", "shape"]
+PlaneName = Literal["codes", "clusters", "scale", "offset", "levels", "row_scale", "shape"]
 SAFETENSORS_DTYPE: dict[str, str] = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 KIND_OF_DTYPE: dict[str, Kind] = {
     "BF16": "bf16",
@@ -66,7 +66,10 @@ def planes_of(shape: tuple[int, ...], axis: int, stack: bool, kind: Kind, spec: 
     planes = [Plane("codes", "U8", (*head, g.rows, codes_width))]
     if clusters_width:
         planes.append(Plane("clusters", "U8", (*head, g.rows, clusters_width)))
-    planes += [Plane("scale", "F32", (*head, spec.clusters)), Plane("offset", "F32", (*head, spec.clusters))]
+    if spec.strategy == "lloyd":
+        planes.append(Plane("levels", "F32", (*head, spec.clusters, spec.width.codes)))
+    else:
+        planes += [Plane("scale", "F32", (*head, spec.clusters)), Plane("offset", "F32", (*head, spec.clusters))]
     groups = spec.groups(g.cols)
     if groups:
         dtype = SAFETENSORS_DTYPE[scale_kind_of(kind, spec)]

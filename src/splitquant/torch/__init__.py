@@ -13,14 +13,18 @@ from splitquant.errors import MissingExtraError
 if find_spec("torch") is None:
     raise MissingExtraError("torch", "torch")
 
+from splitquant.torch.activations import ACTIVATIONS, Activations, DynamicInt8
 from splitquant.torch.convert import SPLIT, merge, quantize, split
 from splitquant.torch.outcome import Converted, ModelReport, ModuleOutcome
 from splitquant.torch.packed import PackedWeight
 from splitquant.torch.split_layer import SplitLayer
 
 __all__ = [
+    "ACTIVATIONS",
     "SPLIT",
+    "Activations",
     "Converted",
+    "DynamicInt8",
     "ModelReport",
     "ModuleOutcome",
     "PackedWeight",

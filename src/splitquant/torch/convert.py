@@ -10,23 +10,26 @@ from typing import TypeVar
 from torch import Tensor, nn
 from torch._dynamo.eval_frame import OptimizedModule
 
+from splitquant.core.error import ErrorFigures
 from splitquant.core.spec import QuantSpec
-from splitquant.core.split import SplitTensor
 from splitquant.errors import SpecError, TensorError
 from splitquant.plan.plan import patterns
-from splitquant.torch.decide import Decision, Wish, decide, modules_with_weights
+from splitquant.torch.activations import Activations, DynamicInt8
+from splitquant.torch.decide import Wish, decide, modules_with_weights
 from splitquant.torch.layers import attach, detach
 from splitquant.torch.outcome import Converted, ModelReport, ModuleOutcome, Outcome
 from splitquant.torch.own import foreign_part, own_parameters, packed_weight, shown_weight
 from splitquant.torch.packed import PackedWeight
 from splitquant.torch.packing import quantize_tensor
-from splitquant.torch.parts import float_parts, integer_parts, rejoin, values
+from splitquant.torch.parts import float_parts, integer_parts, rejoin, residual_parts, values
 from splitquant.torch.split_layer import SplitLayer, sister, whole
 
 M = TypeVar("M", bound=nn.Module)
 Weights = Sequence[nn.Parameter | PackedWeight]
+Cut = Callable[[nn.Parameter, QuantSpec, int], tuple[Weights, ErrorFigures | None]]
+"""Weight, spec and channel axis to the parts, and what they lose."""
 
-SPLIT = QuantSpec(bits=4, clusters=3, strategy="min_error", granularity="tensor", layout="parallel")
+SPLIT = QuantSpec(bits=4, clusters=3, strategy="min_error", granularity="tensor", layout="parallel", polish=False)
 """How `split` cuts by default: three parts whose borders are the best for a per-tensor INT4 quantizer downstream."""
 
 
@@ -39,18 +42,23 @@ def split(
 ) -> Converted[M]:
     """Make k parallel float layers of every Linear and convolution; the model computes the same function.
 
-    spec: `clusters` is k; `strategy`, `bits`, `granularity` and `symmetric` say what the borders are best for. The layout
-        is `parallel` in any case, since a part holds zeros.
+    spec: `clusters` is k; `strategy`, `bits`, `granularity` and `symmetric` say what the parts are best for. The layout
+        is `parallel` in any case, since a part holds zeros, and nothing is polished: the quantizer finds each part's range.
     include, exclude: glob patterns of module names. include wins over exclude, and over the rule that leaves subclasses
         with a forward of their own alone.
     inplace: change this model, else a copy. A model that is itself one layer cannot be changed in place.
-    LAW: the parts' weights are disjoint and sum to the original bit for bit; `merge` takes them back.
-    Raises SpecError for a pattern that matches nothing or a model that cannot be copied, TensorError, with the module's
-    name, for weights that hold NaN or infinity; the model is then as it was.
+    LAW: the parts' weights are disjoint and sum to the original bit for bit; `merge` takes them back. With the strategy
+    `residual` all parts but the last are on the grids that a min-max quantizer finds, and the last is the rest
+    (`residual_parts` has the laws).
+    Raises SpecError for `lloyd`, a pattern that matches nothing or a model that cannot be copied, TensorError, with the
+    module's name, for weights that hold NaN or infinity; the model is then as it was.
     """
     _check_spec(spec)
-    wish = Wish(replace(spec, layout="parallel"), parallel=True, include=patterns(include), exclude=patterns(exclude))
-    return _convert(_own(model, inplace), wish, "split", inplace, float_parts)
+    if spec.strategy == "lloyd":
+        raise SpecError(f"spec is {spec}; expected another strategy, since a linear quantizer finds no free levels")
+    spec = replace(spec, layout="parallel", polish=False)
+    wish = Wish(spec, parallel=True, include=patterns(include), exclude=patterns(exclude))
+    return _convert(_own(model, inplace), wish, "split", inplace, _cut_floats)
 
 
 def quantize(
@@ -60,12 +68,15 @@ def quantize(
     exclude: Sequence[str] | str = (),
     inplace: bool = False,
     embeddings: QuantSpec | None = None,
+    activations: Activations | None = None,
 ) -> Converted[M]:
     """Give every Linear and convolution low-bit weights, decoded where they are used.
 
     spec: `QuantSpec()` by default. Layout `fused`: the layer stays, and its weight is a `PackedWeight`. Layout `parallel`:
         k integer layers of its type, whose outputs are added.
     embeddings: how Embedding layers (and heads tied to them) are quantized; None keeps them.
+    activations: put the input of every quantized layer on a dynamic INT8 grid, one per token or per tensor, symmetric or
+        not (`DynamicInt8`); None leaves the inputs as they are. The product is computed in float32.
     include, exclude, inplace, errors: as in `split`; an included Embedding is quantized by `spec` if `embeddings` is None.
     The weights are frozen; gradients still flow to the inputs and the biases.
     """
@@ -75,14 +86,16 @@ def quantize(
         raise SpecError(
             f"embeddings is {embeddings}; expected the layout 'fused', since a table is looked up and not added"
         )
-    wish = Wish(spec, spec.layout == "parallel", embeddings, patterns(include), patterns(exclude))
-    return _convert(_own(model, inplace), wish, "quantized", inplace, _packed_parts)
+    grid = None if activations is None else DynamicInt8.parse(activations)
+    wish = Wish(spec, spec.layout == "parallel", embeddings, patterns(include), patterns(exclude), grid)
+    return _convert(_own(model, inplace), wish, "quantized", inplace, _cut_packed)
 
 
 def merge(model: M, inplace: bool = False) -> Converted[M]:
     """Take split layers back to one layer each, bit for bit; quantized ones become floats, as their codes say.
 
-    A split model that was trained holds parts that overlap: there the sum is taken, rounded once, and the report says so.
+    Residual parts, and those of a split model that was trained, overlap: there the sum is taken, rounded once, and the report
+    says so.
     """
     model = _own(model, inplace)
     new_layers: dict[int, nn.Module] = {}
@@ -112,6 +125,9 @@ def merge(model: M, inplace: bool = False) -> Converted[M]:
             new_layers[id(module)] = whole(module, weights[key])
         else:
             detach(module, "weight", weights[key])
+        grid = module.activations if isinstance(module, SplitLayer) else packed and packed.activations
+        if grid is not None:
+            reason += f"; its input was {grid} and is float"
         outcomes[id(module)] = _outcome(name, new_layers.get(id(module), module), "merged", reason)
     report = _report(model, outcomes)
     return Converted(_replace(model, new_layers, inplace), report)
@@ -129,7 +145,7 @@ def _convert(
     wish: Wish,
     done: Outcome,
     inplace: bool,
-    cut: Callable[[nn.Parameter, SplitTensor], Weights],
+    cut: Cut,
 ) -> Converted[M]:
     if inplace:
         _refuse_compiled(model)
@@ -149,13 +165,17 @@ def _convert(
         weight = own_parameters(module)["weight"]
         reason, figures = decision.reason, None
         if id(weight) not in made:
-            cut_weight = _quantize_weight(decision, weight, spec)
-            made[id(weight)] = cut(weight, cut_weight)
-            figures = cut_weight.figures
+            try:
+                made[id(weight)], figures = cut(weight, spec, decision.axis)
+            except TensorError as error:
+                where = f"module {decision.name!r} ({type(module).__name__})"
+                raise TensorError(f"the weight of {where} {error}; name it in exclude to keep it as it is") from error
             first[id(weight)] = decision.name
         else:
             reason = f"its weight is that of {first[id(weight)]!r}, and is shared as before"
-        outcomes[id(module)] = replace(_outcome(decision.name, module, done, reason), spec=spec, figures=figures)
+        inputs = "" if decision.activations is None else str(decision.activations)
+        outcome = _outcome(decision.name, module, done, reason)
+        outcomes[id(module)] = replace(outcome, spec=spec, figures=figures, activations=inputs)
     report = _report(model, outcomes)
     new_layers: dict[int, nn.Module] = {}
     for decision in decisions:
@@ -164,8 +184,10 @@ def _convert(
         module = decision.module
         parts = made[id(own_parameters(module)["weight"])]
         if decision.spec.layout == "parallel":
-            new_layers[id(module)] = SplitLayer(module, [sister(module, part, c) for c, part in enumerate(parts)])
+            layers = [sister(module, part, c) for c, part in enumerate(parts)]
+            new_layers[id(module)] = SplitLayer(module, layers, decision.activations)
         elif isinstance(parts[0], PackedWeight):
+            parts[0].activations = decision.activations or parts[0].activations
             attach(module, "weight", parts[0])
     return Converted(_replace(model, new_layers, inplace), report)
 
@@ -179,20 +201,20 @@ def _refuse_compiled(model: nn.Module) -> None:
             )
 
 
-def _packed_parts(weight: nn.Parameter, cut: SplitTensor) -> list[PackedWeight]:
-    if cut.spec.layout == "parallel":
-        return integer_parts(cut, weight)
-    packed = PackedWeight.from_split(cut, weight.dtype, weight.dtype)
+def _cut_floats(weight: nn.Parameter, spec: QuantSpec, axis: int) -> tuple[Weights, ErrorFigures | None]:
+    if spec.strategy == "residual":
+        return residual_parts(weight, spec, axis)
+    found = quantize_tensor(weight.detach(), spec, axis)
+    return float_parts(weight, found), found.figures
+
+
+def _cut_packed(weight: nn.Parameter, spec: QuantSpec, axis: int) -> tuple[Weights, ErrorFigures | None]:
+    found = quantize_tensor(weight.detach(), spec, axis)
+    if spec.layout == "parallel":
+        return integer_parts(found, weight), found.figures
+    packed = PackedWeight.from_split(found, weight.dtype, weight.dtype)
     packed.to(weight.device)
-    return [packed]
-
-
-def _quantize_weight(decision: Decision, weight: nn.Parameter, spec: QuantSpec) -> SplitTensor:
-    try:
-        return quantize_tensor(weight.detach(), spec, decision.axis)
-    except TensorError as error:
-        where = f"module {decision.name!r} ({type(decision.module).__name__})"
-        raise TensorError(f"the weight of {where} {error}; name it in exclude to keep it as it is") from error
+    return [packed], found.figures
 
 
 def _weight_of(holders: Sequence[nn.Parameter | PackedWeight]) -> tuple[nn.Parameter, str]:

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from splitquant.core.spec import QuantSpec
 from splitquant.errors import SpecError
+from splitquant.torch.activations import DynamicInt8
 from splitquant.torch.kinds import has_forward_of_its_own, linear_kind, linear_kinds, members_of_its_own
 from splitquant.torch.own import (
     holds_weights,
@@ -36,6 +37,7 @@ class Wish:
     spec: for linear and convolution layers; embeddings: for Embedding layers (None keeps them). parallel: k layers are
     made of one, which asks more of a layer than a packed weight in its place does.
     include, exclude: glob patterns of module names; include wins over exclude, and both over the rules of taste.
+    activations: the grid of the inputs of linear and convolution layers (None: no grid).
     """
 
     spec: QuantSpec
@@ -43,17 +45,22 @@ class Wish:
     embeddings: QuantSpec | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    activations: DynamicInt8 | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One module and what becomes of it: converted by `spec`, or kept (`spec` None) because of `reason`."""
+    """One module and what becomes of it: converted by `spec`, or kept (`spec` None) because of `reason`.
+
+    activations: the grid of its input (None: no grid).
+    """
 
     name: str
     module: nn.Module
     spec: QuantSpec | None
     axis: int
     reason: str
+    activations: DynamicInt8 | None = None
 
 
 def decide(model: nn.Module, wish: Wish) -> tuple[Decision, ...]:
@@ -71,6 +78,14 @@ def decide(model: nn.Module, wish: Wish) -> tuple[Decision, ...]:
             )
     owners = dict(_read_as_they_are(model))
     decisions = [_decide(name, module, aliases[id(module)], owners, wish) for name, module in found]
+    if wish.parallel:
+        readers = dict(_read_where_that_is_faster(model))
+        decisions = [
+            _with_float_input(d, f"{readers[id(d.module)]} may read its weight and not call it")
+            if id(d.module) in readers
+            else d
+            for d in decisions
+        ]
     return tuple(_keep_what_is_tied_to_kept(decisions))
 
 
@@ -136,7 +151,19 @@ def _decide(name: str, module: nn.Module, names: Sequence[str], owners: dict[int
             )
         if any(module.__dict__.get(hooks) for hooks in _STATE_HOOKS):
             return keep("has state_dict hooks, which expect its own weight; remove them first")
-    return Decision(name, module, wish.spec, linear_kinds()[kind], f"included by {included!r}" if included else "")
+    reason = f"included by {included!r}" if included else ""
+    decision = Decision(name, module, wish.spec, linear_kinds()[kind], reason, wish.activations)
+    if id(module) in owners:
+        return _with_float_input(decision, f"{owners[id(module)]} reads its weight and does not call it")
+    if has_forward_of_its_own(module, kind) and not included:
+        return _with_float_input(decision, "it has a forward of its own")
+    return decision
+
+
+def _with_float_input(decision: Decision, why: str) -> Decision:
+    if decision.activations is None:
+        return decision
+    return replace(decision, activations=None, reason=f"its input stays float: {why}")
 
 
 def _impossible(module: nn.Module) -> str:
@@ -203,6 +230,14 @@ def _read_as_they_are(model: nn.Module) -> Iterator[tuple[int, str]]:
                     yield id(getattr(module, name)), kind
 
 
+def _read_where_that_is_faster(model: nn.Module) -> Iterator[tuple[int, str]]:
+    """Layers whose weights PyTorch reads for a fused inference kernel, where they are plain tensors (a sum of parts is)."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            yield id(module.linear1), "nn.TransformerEncoderLayer"
+            yield id(module.linear2), "nn.TransformerEncoderLayer"
+
+
 def _keep_what_is_tied_to_kept(decisions: list[Decision]) -> Iterator[Decision]:
     """A weight that several modules share is converted in all of them, alike, or in none."""
     users: dict[int, list[Decision]] = {}
@@ -217,7 +252,13 @@ def _keep_what_is_tied_to_kept(decisions: list[Decision]) -> Iterator[Decision]:
         table = next((u for u in tied if u.spec is not None and isinstance(u.module, nn.Embedding)), decision)
         other = next((u for u in tied if u.spec is None or u.axis != decision.axis), None)
         if other is None:
-            yield replace(decision, spec=table.spec)
+            found = replace(decision, spec=table.spec)
+            floats = next((u for u in tied if u.activations is None and not isinstance(u.module, nn.Embedding)), None)
+            yield (
+                found
+                if floats is None
+                else _with_float_input(found, f"that of {floats.name!r} does, whose weight it shares")
+            )
         else:
             how = "kept" if other.spec is None else "laid out otherwise"
             yield replace(decision, spec=None, reason=f"its weight is that of {other.name!r}, which is {how}")

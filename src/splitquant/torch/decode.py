@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from splitquant.core.affine import levels
 from splitquant.core.kernels import kernels
 from splitquant.core.rows import unpack_row_scale
 from splitquant.core.spec import QuantSpec
+from splitquant.core.split import levels_from
 from splitquant.torch.packing import DTYPE_OF_KIND, KIND_OF_DTYPE, Packing, from_numpy, to_numpy
 
 Planes = dict[str, torch.Tensor]
+LEVEL_PLANES = ("scale", "offset", "levels")
 
 
 def decode(planes: Planes, packing: Packing, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -50,7 +51,7 @@ def _decode_with_kernels(planes: Planes, spec: QuantSpec, cols: int, dtype: torc
         kernels().dequantize(
             codes,
             None if clusters is None else to_numpy(clusters),
-            levels(to_numpy(planes["scale"]), to_numpy(planes["offset"]), spec.bits),
+            levels_from(spec, {name: to_numpy(planes[name]) for name in LEVEL_PLANES if name in planes})[2],
             None if row_scale is None else unpack_row_scale(to_numpy(row_scale)),
             spec.group_size(cols),
             cols,
@@ -61,17 +62,29 @@ def _decode_with_kernels(planes: Planes, spec: QuantSpec, cols: int, dtype: torc
 
 def decode_with_torch(planes: Planes, spec: QuantSpec, cols: int, dtype: torch.dtype) -> torch.Tensor:
     """The same by tensor operations, on the device of the planes."""
-    index = _unpack(planes["codes"], cols, spec.bits)
+    index = _unpack(planes["codes"], cols, spec.code_bits)
     if "clusters" in planes:
         index = index + _unpack(planes["clusters"], cols, spec.cluster_bits) * (1 << spec.bits)
-    scale, offset = planes["scale"], planes["offset"]
-    code = torch.arange(1 << spec.bits, dtype=torch.float32, device=scale.device)
-    table = scale[:, None] * code + offset[:, None]
-    values = table.reshape(-1)[index]
+    values = _table(planes, spec).reshape(-1)[index]
     if "row_scale" in planes:
         row_scale = planes["row_scale"].float()
         values = values * row_scale.repeat_interleave(spec.group_size(cols), dim=1)[:, :cols]
     return values.to(dtype)
+
+
+def _table(planes: Planes, spec: QuantSpec) -> torch.Tensor:
+    """All levels, as `core.affine.level_table` has them."""
+    if "levels" in planes:
+        return planes["levels"]
+    scale, offset = planes["scale"], planes["offset"]
+    code = torch.arange(1 << spec.bits, dtype=torch.float32, device=scale.device)
+    table = scale[:, None] * code + offset[:, None]
+    if spec.strategy != "residual":
+        return table
+    total = table[0]
+    for part in range(1, spec.clusters):  # the first part's code is in the lowest bits
+        total = (table[part][:, None] + total).reshape(-1)
+    return total
 
 
 def _unpack(plane: torch.Tensor, cols: int, bits: int) -> torch.Tensor:

@@ -21,6 +21,7 @@ class ModuleOutcome:
     name: in the model ("" is the model itself); kind: its class; shape, dtype: of its weight, or of its largest parameter.
     outcome: what was done; reason: why it was kept, or what there is to know.
     figures: what its weights lose by `spec`; of a split layer, what its parts will lose when each is quantized by `spec`.
+    activations: the grid of its input ("": none).
     """
 
     name: str
@@ -31,11 +32,21 @@ class ModuleOutcome:
     dtype: str
     spec: QuantSpec | None = None
     figures: ErrorFigures | None = None
+    activations: str = ""
 
     def __str__(self) -> str:
         shape = "x".join(map(str, self.shape))
         sqnr = "" if self.figures is None else f"{self.figures.sqnr_db:.1f} dB"
-        words = (self.outcome, self.name or "(the model)", self.kind, shape, self.dtype, sqnr, self.reason)
+        words = (
+            self.outcome,
+            self.name or "(the model)",
+            self.kind,
+            shape,
+            self.dtype,
+            sqnr,
+            self.activations,
+            self.reason,
+        )
         return "  ".join(word for word in words if word)
 
 

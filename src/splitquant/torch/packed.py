@@ -18,41 +18,42 @@ from torch.utils._pytree import tree_leaves, tree_map
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import SplitTensor
 from splitquant.errors import TensorError
-from splitquant.torch.decode import decode, decode_rows
+from splitquant.torch.activations import DynamicInt8
+from splitquant.torch.decode import LEVEL_PLANES, decode, decode_rows
 from splitquant.torch.packing import DTYPE_OF_KIND, KIND_OF_DTYPE, Packing, planes_from, quantize_tensor
 
-PLANES = ("codes", "clusters", "scale", "offset", "row_scale")
+PLANES = ("codes", "clusters", *LEVEL_PLANES, "row_scale")
 _TENSOR_NAMES = frozenset(name for name in dir(torch.Tensor) if not name.startswith("_"))
-# Here the weight follows the dtype of its input; everywhere else it has the dtype of the layer.
+# The products of layers, and which argument is the input: weight and bias follow its dtype.
+_INPUT_OF_LAYER: dict[Callable[..., Any], int] = {
+    functional.linear: 0,
+    functional.conv1d: 0,
+    functional.conv2d: 0,
+    functional.conv3d: 0,
+    functional.conv_transpose1d: 0,
+    functional.conv_transpose2d: 0,
+    functional.conv_transpose3d: 0,
+    torch.addmm: 1,
+}
+# In these the weight alone does; everywhere else it has the dtype of the layer.
 _PRODUCTS = frozenset(
-    {
-        functional.linear,
-        functional.bilinear,
-        functional.conv1d,
-        functional.conv2d,
-        functional.conv3d,
-        functional.conv_transpose1d,
-        functional.conv_transpose2d,
-        functional.conv_transpose3d,
-        torch.addmm,
-        torch.matmul,
-        torch.mm,
-        torch.Tensor.matmul,
-        torch.Tensor.__matmul__,
-    }
+    {*_INPUT_OF_LAYER, functional.bilinear, torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.__matmul__}
 )
 
 
 class PackedWeight(nn.Module):
     """A quantized weight, packed in memory and decoded anew wherever it is used (an embedding: only the rows looked up).
 
-    Buffers: `codes`, `clusters` (k > 1), `scale`, `offset`, `row_scale` (not for tensor granularity), as in docs/format.md;
-    a cast of the model leaves their dtypes alone and changes `dtype`, in which the weight shows itself.
+    Buffers: `codes`, `clusters` (k > 1), `scale` and `offset` (or `levels`), `row_scale` (not for tensor granularity), as in
+    docs/format.md; a cast of the model leaves their dtypes alone and changes `dtype`, in which the weight shows itself.
     A state_dict also holds `shape`, int64 `[ndim]`.
+    activations: the grid on which a layer's input is put before the product with this weight (None: no grid).
     """
 
+    activations: DynamicInt8 | None = None
+
     codes: torch.Tensor
-    scale: torch.Tensor
+    scale: torch.Tensor  # and offset: not there where levels are free
     offset: torch.Tensor
 
     def __init__(self, planes: dict[str, torch.Tensor], packing: Packing, dtype: torch.dtype | None = None) -> None:
@@ -90,10 +91,10 @@ class PackedWeight(nn.Module):
         return decode(self._planes(), self.packing, self._dtype if dtype is None else dtype)
 
     def zero_point(self) -> torch.Tensor:
-        """The code that means zero, int64 `[k]`; TensorError where the grids need not hold zero (fused, asymmetric)."""
+        """The code that means zero, int64 `[k]`; TensorError where the grids need not hold zero (fused, asymmetric; lloyd)."""
         spec = self.packing.spec
         if not spec.zero_in_grid:
-            raise TensorError(f"a {spec} weight has no zero_point: its grids cover each cluster's own range")
+            raise TensorError(f"a {spec} weight has no zero_point: its grids need not hold zero")
         if spec.symmetric:
             return torch.full_like(self.scale, spec.width.symmetric_zero, dtype=torch.int64)
         return torch.where(self.scale > 0, -self.offset / self.scale, 0.0).to(torch.int64)
@@ -201,6 +202,9 @@ class PackedWeight(nn.Module):
             found = _embedding(*args, **kwargs)
             if found is not None:
                 return found
+        place = _INPUT_OF_LAYER.get(func)
+        if place is not None and place < len(args) and _is_float_tensor(args[place]):
+            return _layer(func, args, kwargs, place)
         dtype = None
         if func in _PRODUCTS:
             floats = [leaf.dtype for leaf in tree_leaves((args, kwargs)) if _is_float_tensor(leaf)]
@@ -256,7 +260,8 @@ class PackedWeight(nn.Module):
             error_msgs.append(f"{key} is {state_dict[key].tolist()}; expected {list(self.packing.shape)}")
 
     def extra_repr(self) -> str:
-        return f"{list(self.packing.shape)}, {self.packing.spec}, {self._dtype}"
+        inputs = "" if self.activations is None else f", activations {self.activations}"
+        return f"{list(self.packing.shape)}, {self.packing.spec}, {self._dtype}{inputs}"
 
     def _planes(self) -> dict[str, torch.Tensor]:
         return {name: plane for name, plane in self._buffers.items() if plane is not None}
@@ -281,6 +286,23 @@ for _name in (
 
 def _is_float_tensor(leaf: Any) -> bool:
     return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+
+
+def _layer(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], place: int) -> Any:
+    """The product of a layer: input, weight and bias in one dtype, which is float32 for an input on a grid."""
+    x: torch.Tensor = args[place]
+    packed = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, PackedWeight))
+    grid = packed.activations
+    ready = x if grid is None else grid(x, len(packed.packing.shape))
+
+    def follows(leaf: Any) -> Any:
+        if isinstance(leaf, PackedWeight):
+            return leaf.dequantize(ready.dtype)
+        return leaf.to(ready.dtype) if _is_float_tensor(leaf) else leaf
+
+    args = (*args[:place], ready, *args[place + 1 :])
+    out = func(*tree_map(follows, args), **tree_map(follows, kwargs))
+    return out if grid is None else out.to(x.dtype)
 
 
 def _embedding(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from splitquant.core.histogram import Kind
 from splitquant.core.rows import pack_row_scale
 from splitquant.core.spec import QuantSpec
-from splitquant.core.split import SplitTensor, quantize_array
+from splitquant.core.split import SplitTensor, level_planes, quantize_array
 from splitquant.errors import TensorError
 from splitquant.plan.planes import Geometry, Plane, geometry, planes_of
 
@@ -90,7 +90,8 @@ def quantize_tensor(tensor: torch.Tensor, spec: QuantSpec, axis: int = 0) -> Spl
 
 def planes_from(split: SplitTensor) -> dict[str, torch.Tensor]:
     """The planes of a SplitTensor as CPU tensors in their stored dtypes, without `shape`."""
-    planes = {"codes": split.codes, "clusters": split.clusters, "scale": split.scale, "offset": split.offset}
+    planes: dict[str, NDArray[Any] | None] = {"codes": split.codes, "clusters": split.clusters}
+    planes.update((str(name), plane) for name, plane in level_planes(split.spec, split).items())
     if split.row_scale is not None:
-        planes["row_scale"] = pack_row_scale(split.row_scale, split.row_scale_kind)  # type: ignore[assignment]
+        planes["row_scale"] = pack_row_scale(split.row_scale, split.row_scale_kind)
     return {name: from_numpy(np.ascontiguousarray(plane)) for name, plane in planes.items() if plane is not None}

@@ -1,4 +1,4 @@
-"""A weight as the sum of k disjoint weights, and back: float parts are masks of the original values, bit for bit."""
+"""A weight as the sum of k weights, and back: disjoint ones (masks of the original values), or residual ones."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from splitquant.core.affine import level_table
+from splitquant.core.error import ErrorFigures
 from splitquant.core.kernels import kernels
-from splitquant.core.rows import to_matrix
+from splitquant.core.minmax import minmax_rounded
+from splitquant.core.rows import from_matrix, to_matrix
+from splitquant.core.spec import QuantSpec
 from splitquant.core.split import SplitTensor
 from splitquant.torch.packed import PackedWeight
+from splitquant.torch.packing import KIND_OF_DTYPE, from_numpy, to_numpy
 
 
 def float_parts(weight: nn.Parameter, split: SplitTensor) -> list[nn.Parameter]:
@@ -35,22 +40,52 @@ def float_parts(weight: nn.Parameter, split: SplitTensor) -> list[nn.Parameter]:
     ]
 
 
+def residual_parts(weight: nn.Parameter, spec: QuantSpec, axis: int) -> tuple[list[nn.Parameter], ErrorFigures]:
+    """`Q(W)`, then Q of what is left, and so on; the last part is the rest. And what quantizing that rest too will lose.
+
+    LAW: where the weight is float32 or float64, a min-max quantizer of the same bits, granularity and symmetry gives every
+    part but the last back unchanged; in 16 bits it finds the same codes, and values within a rounding of the dtype.
+    LAW: every subtraction is exact unless a weight near half a step meets a level that was rounded to 16 bits, and then within
+    one rounding; so `rejoin` gives the weight back, bit for bit or within one rounding.
+    """
+    rest, parts = weight.detach(), []
+    kind = KIND_OF_DTYPE.get(weight.dtype, "fp32")
+
+    def rounded(tensor: torch.Tensor) -> torch.Tensor:
+        matrix: Any = to_matrix(to_numpy(tensor.to("cpu", torch.float32)), axis)
+        values = from_matrix(minmax_rounded(matrix, spec, kind), tuple(tensor.shape), axis)
+        return torch.empty_like(tensor).copy_(from_numpy(values))  # in its memory format
+
+    for _ in range(spec.clusters - 1):
+        part = rounded(rest)
+        parts.append(part)
+        rest = rest - part
+    parts.append(rest.clone())
+    miss = rest.double() - rounded(rest.float()).double()
+    signal, noise = float(weight.detach().double().square().sum()), float(miss.square().sum())
+    figures = ErrorFigures(weight.numel(), signal, noise, float(miss.abs().max()))
+    return [nn.Parameter(part, requires_grad=weight.requires_grad) for part in parts], figures
+
+
 def integer_parts(split: SplitTensor, source: torch.Tensor) -> list[PackedWeight]:
     """The k integer weights of a tensor whose grids hold zero: packed codes, one scale and one zero_point each.
 
-    LAW: the decoded parts are disjoint and sum to `split.dequantize()` exactly.
+    LAW: the decoded parts are disjoint and sum to `split.dequantize()` exactly; residual ones, which all hold every weight,
+    within float32 rounding.
     """
     spec = replace(split.spec, clusters=1, layout="parallel")
     packed = []
     for c, codes in enumerate(split.integer_parts()):
         plane: Any = to_matrix(codes, split.axis)
+        scale, offset = split.scale[c : c + 1].copy(), split.offset[c : c + 1].copy()
         part = replace(
             split,
             spec=spec,
             codes=kernels().pack(np.ascontiguousarray(plane), spec.bits),
             clusters=None,
-            scale=split.scale[c : c + 1].copy(),
-            offset=split.offset[c : c + 1].copy(),
+            scale=scale,
+            offset=offset,
+            levels=level_table(spec, scale, offset),
             figures=None,
         )
         weight = PackedWeight.from_split(part, source.dtype, source.dtype)
@@ -79,7 +114,8 @@ def join(weights: Sequence[nn.Parameter | PackedWeight]) -> torch.Tensor:
 def rejoin(weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, int]:
     """The weight that parts were cut from, and at how many places more than one part holds a number.
 
-    Where one part does, its bits are taken. Elsewhere (a split model was trained) the sum is, in float64, rounded once.
+    Where one part does, its bits are taken. Elsewhere (residual parts, or a split model was trained) the sum is, in float64,
+    rounded once. The last parts are added first: what residual parts were taken from, in exact steps.
     """
     found = weights[0].detach()
     holders = (found != 0).to(torch.uint8)
@@ -90,7 +126,7 @@ def rejoin(weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, int]:
     overlap = holders > 1
     if overlap.any():
         total = torch.zeros(found.shape, dtype=torch.float64, device=found.device)
-        for weight in weights:
+        for weight in reversed(weights):
             total += weight.detach()
         found = torch.where(overlap, total.to(found.dtype), found)
     return found, int(overlap.sum())

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from splitquant.torch.activations import DynamicInt8
 from splitquant.torch.kinds import linear_kind
 from splitquant.torch.layers import attach
 from splitquant.torch.packed import PackedWeight
@@ -31,17 +32,28 @@ class SplitLayer(nn.Module):
 
     parts: the layers; their weights have the shape of the original one. The layer's public constants (`in_features`,
     `stride`, ...) are here too, and `weight` and `bias` can be read as before: code outside that does so stays right.
+    activations: the grid on which the input is put, once for all parts (packed ones only; None: no grid).
     """
 
-    def __init__(self, layer: nn.Module, parts: Sequence[nn.Module]) -> None:
+    def __init__(self, layer: nn.Module, parts: Sequence[nn.Module], activations: DynamicInt8 | None = None) -> None:
         super().__init__()
         self.__dict__.update({k: v for k, v in _constants(layer).items() if not k.startswith("_")})
         self.parts = nn.ModuleList(parts)
+        self.activations = activations
         self.training = layer.training
         _move_hooks(layer, self)
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The sum of the parts' outputs; arguments as those of the original layer."""
+        if self.activations is None:
+            return self._sum(*args, **kwargs)
+        if args:
+            x, *rest = args
+        else:
+            x, rest = kwargs.pop(next(name for name in ("input", "x") if name in kwargs)), []
+        return self._sum(self.activations(x, len(self.weights[0].shape)), *rest, **kwargs).to(x.dtype)
+
+    def _sum(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         first, *others = self.parts
         out: torch.Tensor = first(*args, **kwargs)
         for part in others:
@@ -65,7 +77,7 @@ class SplitLayer(nn.Module):
         return bias
 
     def extra_repr(self) -> str:
-        return f"the sum of {len(self.parts)} parts"
+        return f"the sum of {len(self.parts)} parts" + (f", activations {self.activations}" if self.activations else "")
 
 
 def sister(layer: nn.Module, weight: nn.Parameter | PackedWeight, part: int) -> nn.Module:
