@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup-done
 
-.PHONY: demo test lint check bench clean
+.PHONY: demo test lint check bench results clean
 
 demo: $(SETUP)  ## set up, then run the main job on a real small model and print the comparison table
 	$(BIN)/python benchmarks/minilm.py
@@ -25,6 +25,14 @@ bench: $(SETUP)  ## the speed and memory claims, measured on this machine (needs
 	$(BIN)/python benchmarks/published_clustering.py
 	$(BIN)/python benchmarks/quantize_costs_a_copy.py --eight-b
 	$(BIN)/python benchmarks/onnx_speed.py
+	$(BIN)/python benchmarks/onnx_over_2gb.py
+	$(BIN)/python benchmarks/plan_in_seconds.py
+
+results: $(SETUP)  ## the pages of docs/results again (an hour; models that are not there are skipped with a sentence)
+	DISABLE_CUDA=1 $(BIN)/python -m pip install --quiet --no-build-isolation -r requirements/benchmarks.txt
+	for name in minilm cifar10 activations targets k_per_layer onnx_real_models onnx_strategies onnx_activations frontier; do \
+		$(BIN)/python benchmarks/$$name.py --docs || exit 1; \
+	done
 
 clean:  ## remove what the commands above made
 	rm -rf $(VENV) .demo build dist

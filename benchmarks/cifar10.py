@@ -3,16 +3,17 @@
     python benchmarks/cifar10.py [--docs]
 
 ResNet-20 and ResNet-56, trained on CIFAR-10, on 1,000 real test images: top-1 of the float network and of every scheme at
-INT8, INT4, INT3 and INT2, for weights alone and together with INT8 dynamic activations, with one grid per tensor (a batch of
-100 images) or per token (the convolutions' token is an image). All convolutions and the last layer are quantized, the first
-one too. Then the author's first version's way of clustering beside ours, in seconds and in dB. --docs rewrites docs/results.
+INT8, INT4, INT3 and INT2, for weights alone and together with INT8 dynamic activations (as `sqt.quantize(activations=...)`
+has them), with one grid per tensor (a batch of 100 images) or per token (the convolutions' token is an image); the row
+float32 has those alone. All convolutions and the last layer are quantized, the first one too. Then the author's first
+version's way of clustering beside ours, in seconds and in dB. --docs rewrites docs/results.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,18 +71,18 @@ class ResNet(nn.Module):
         return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
 
 
-def network(name: str) -> ResNet:
+def network(name: str, data: Path = DATA) -> ResNet:
     """A trained network."""
     file, blocks = NETWORKS[name]
     model = ResNet(blocks).eval()
-    state = torch.load(DATA / file, map_location="cpu", weights_only=True)["state_dict"]
+    state = torch.load(data / file, map_location="cpu", weights_only=True)["state_dict"]
     model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
     return model
 
 
-def images() -> tuple[torch.Tensor, torch.Tensor]:
+def images(data: Path = DATA) -> tuple[torch.Tensor, torch.Tensor]:
     """The test images, normalized, float32 `[1000, 3, 32, 32]`, and their labels."""
-    found = np.load(DATA / "cifar10_test1000.npz")
+    found = np.load(data / "cifar10_test1000.npz")
     pixels, labels = (found[key] for key in sorted(found.files, key=lambda key: -found[key].ndim))
     mean, deviation = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, DEVIATION))
     return (torch.from_numpy(pixels).float() / 255 - mean) / deviation, torch.from_numpy(labels).long()
@@ -94,20 +95,15 @@ def top1(model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -> float:
     return float(sum(hits)) / len(labels)
 
 
-def int8(x: torch.Tensor, per_token: bool) -> torch.Tensor:
-    """An activation on a dynamic asymmetric INT8 grid with zero in it: one for the tensor, or one for each token."""
-    axes = tuple(range(1, x.ndim)) if per_token else tuple(range(x.ndim))
-    low, high = x.amin(axes, keepdim=True).clamp(max=0), x.amax(axes, keepdim=True).clamp(min=0)
-    scale = ((high - low) / 255).clamp(min=1e-12)
-    zero = torch.round(-low / scale)
-    return (torch.clamp(torch.round(x / scale) + zero, 0, 255) - zero) * scale
-
-
 @contextmanager
-def int8_activations(model: nn.Module, per_token: bool) -> Iterator[nn.Module]:
-    """The model with the inputs of its convolutions and Linear layers on INT8 grids."""
-    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    hooks = [layer.register_forward_pre_hook(lambda _, args: (int8(args[0], per_token),)) for layer in layers]
+def int8_activations(model: nn.Module, activations: str, layers: Collection[str] | None = None) -> Iterator[nn.Module]:
+    """A float32 model with the inputs of its convolutions and Linear layers (or the named ones) on INT8 grids."""
+    grid = sqt.DynamicInt8.parse(activations)
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, args: (grid(args[0], layer.weight.ndim), *args[1:]))
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear) and (layers is None or name in layers)
+    ]
     yield model
     for hook in hooks:
         hook.remove()
@@ -141,13 +137,16 @@ def schemes() -> list[Scheme]:
             Scheme(f"INT{bits} k=3 min_error, same form", replace(PAPER, bits=bits, strategy="min_error")),
             Scheme(f"INT{bits} splitquant (default)", QuantSpec(bits)),
         ]
+        if 2 * bits <= 8:
+            rows.append(Scheme(f"INT{bits} k=2 residual", QuantSpec(bits, 2, "residual", "tensor")))
+            rows.append(Scheme(f"INT{bits} k=2 magnitude (symmetric)", QuantSpec(bits, 2, "magnitude", "tensor")))
         if bits + 2 <= 8:
             rows.append(Scheme(f"INT{bits + 2} plain, per channel", QuantSpec(bits + 2, 1, granularity="channel")))
     return rows
 
 
 def run(scheme: Scheme, model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -> Result:
-    """One scheme on one network. The layers computed with are the merged ones: the same weights, in less time."""
+    """One scheme on one network. The layers computed with are the merged ones: the same weights and grids, in less time."""
     bits, sqnr, merged = 32.0, float("inf"), model
     if scheme.spec is not None:
         quantized, report = sqt.quantize(model, scheme.spec)
@@ -156,8 +155,8 @@ def run(scheme: Scheme, model: nn.Module, pixels: torch.Tensor, labels: torch.Te
         bits, sqnr = 8 * stored / report.figures.weights, report.figures.sqnr_db
         merged = sqt.merge(quantized, inplace=True).model
     found = [top1(merged, pixels, labels)]
-    for per_token in (False, True):
-        with int8_activations(merged, per_token):
+    for activations in ("int8-tensor", "int8-token"):
+        with int8_activations(merged, activations):
             found.append(top1(merged, pixels, labels))
     return Result(scheme, bits, sqnr, (found[0], found[1], found[2]))
 
@@ -227,8 +226,9 @@ def page(results: dict[str, list[Result]], speed: dict[str, list[Clustering]]) -
     text += (
         "Top-1 in percent on the first 1,000 CIFAR-10 test images (one image is 0.1). All convolutions and the last layer are\n"
         "quantized. *bits/weight* counts what is in memory: k layers of b bits in the parallel layout, b bits and a cluster id in\n"
-        "the fused one (which is also what a file takes: 6 bits instead of 12 for the paper's INT4). Activations: dynamic,\n"
-        "asymmetric INT8, one grid for a batch of 100 images (*per tensor*) or one for each image (*per token*).\n"
+        "the fused one (which is also what a file takes: 6 bits instead of 12 for the paper's INT4). *Same form* is the paper's\n"
+        "with better borders alone, not polished. Activations: dynamic, asymmetric INT8, one grid for a batch of 100 images (*per\n"
+        "tensor*) or one for each image (*per token*).\n"
         "Made by `python benchmarks/cifar10.py --docs`.\n"
     )
     for name, rows in results.items():
@@ -236,8 +236,8 @@ def page(results: dict[str, list[Result]], speed: dict[str, list[Clustering]]) -
     text += (
         "\n![stored bits against top-1](cifar10.svg)\n\n"
         "INT8 leaves nothing to gain. Below it, one grid per tensor needs the split, and better borders than the paper's. At the\n"
-        "same stored bits (the last row of each block) plain quantization per channel is as good, but for the fewest bits. INT8\n"
-        "activations cost 0.6 points at most, whatever the weights, with one grid per token or per tensor.\n\n"
+        "same stored bits (the last row of each block) plain quantization per channel is as good, but for the fewest bits.\n"
+        f"{activations_cost(results)}\n\n"
         "## Against the first version's clustering\n\n"
     )
     text += (
@@ -246,6 +246,15 @@ def page(results: dict[str, list[Result]], speed: dict[str, list[Clustering]]) -
     )
     rows = [(net, c.name, f"{c.seconds:.3f}", f"{c.sqnr_db:.2f}") for net, found in speed.items() for c in found]
     return text + markdown(("network", "borders by", "seconds", "SQNR dB"), rows) + "\n"
+
+
+def activations_cost(results: dict[str, list[Result]]) -> str:
+    """What INT8 activations cost at most, in a sentence."""
+    rows = [row for found in results.values() for row in found]
+    tensor, token = (max(100 * (row.top1[0] - row.top1[column]) for row in rows) for column in (1, 2))
+    return (
+        f"INT8 activations cost {tensor:.1f} points at most with one grid per tensor, {token:.1f} with one per token."
+    )
 
 
 def picture(results: dict[str, list[Result]]) -> None:

@@ -5,7 +5,9 @@
 torchao on all-MiniLM-L6-v2 (Linear layers; cosine of its sentence embeddings to those of the float model), and
 optimum-quanto and PT2E (XNNPACK's quantizer, INT8 activations, calibrated on the first 100 images) on ResNet-20 (top-1 on
 1,000 CIFAR-10 test images). Split with k = 3 by `sqt.split(model)` as it is, and with borders per channel where the quantizer
-has a grid per channel. The parts of a symmetric quantizer are those of an asymmetric one: that is what one loses there.
+has a grid per channel. The parts by value of a symmetric quantizer are those of an asymmetric one: that is what one loses
+there; those by magnitude are made for it. Residual parts are on the quantizer's own grid, as its convention has it (for torchao's
+symmetric one, absmax / 7.5, there is none: those of the narrow range are taken).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from torch import nn
 import cifar10
 import minilm
 import splitquant.torch as sqt
+from splitquant import QuantSpec
 
 Quantizer = Callable[[nn.Module], nn.Module]
 SPLITS = {
@@ -61,13 +64,14 @@ def quanto(name: str) -> Quantizer:
     return apply
 
 
-def pt2e(per_channel: bool, batch: torch.Tensor) -> Quantizer:
-    """PT2E with XNNPACK's quantizer."""
+def pt2e(per_channel: bool, batch: torch.Tensor, largest: int = 127) -> Quantizer:
+    """PT2E with XNNPACK's quantizer; largest: code of a weight."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.testing.pt2e._xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
 
     def apply(model: nn.Module) -> nn.Module:
-        quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=per_channel))
+        config = get_symmetric_quantization_config(per_channel, weight_qmin=-largest, weight_qmax=largest)
+        quantizer = XNNPACKQuantizer().set_global(config)
         prepared = prepare_pt2e(torch.export.export(model, (batch,)).module(), quantizer)
         prepared(batch)
         return convert_pt2e(prepared)
@@ -75,11 +79,20 @@ def pt2e(per_channel: bool, batch: torch.Tensor) -> Quantizer:
     return apply
 
 
-def line(name: str, quantizer: Quantizer, model: nn.Module, score: Callable[[nn.Module], float]) -> str:
-    """One row: the model itself, then each way to split it."""
-    scores = [score(quantizer(copy.deepcopy(model)))]
-    scores += [score(quantizer(sqt.split(model, spec).model)) for spec in SPLITS.values()]
-    return f"| {name} | " + " | ".join(f"{found:.3f}" for found in scores) + " |"
+def line(
+    name: str, quantizer: Quantizer, model: nn.Module, score: Callable[[nn.Module], float], grid: QuantSpec | None
+) -> str:
+    """One row: the model itself, then each way to split it. grid: the quantizer's own one (None: residual parts have none)."""
+    scores = [f"{score(quantizer(copy.deepcopy(model))):.3f}"]
+    granularity = "tensor" if grid is None else grid.granularity
+    specs = [*SPLITS.values(), QuantSpec(clusters=2, strategy="magnitude", granularity=granularity), grid]
+    scores += ["" if spec is None else f"{score(quantizer(sqt.split(model, spec).model)):.3f}" for spec in specs]
+    return f"| {name} | " + " | ".join(scores) + " |"
+
+
+def residual(bits: int, granularity: str, symmetric: bool) -> QuantSpec:
+    """Two residual parts for a quantizer's grid."""
+    return QuantSpec(bits, 2, "residual", granularity, symmetric)
 
 
 def main() -> None:
@@ -89,7 +102,8 @@ def main() -> None:
     from torchao.quantization.granularity import PerAxis, PerTensor
     from transformers import AutoModel, AutoTokenizer
 
-    print("| quantizer | not split | " + " | ".join(SPLITS) + " |\n|---|" + "---:|" * (len(SPLITS) + 1))
+    heads = ("not split", *SPLITS, "k=2 magnitude", "k=2 residual")
+    print("| quantizer | " + " | ".join(heads) + " |\n|---|" + "---:|" * len(heads))
     tokenizer, sentences = AutoTokenizer.from_pretrained(minilm.MODEL), minilm.real_sentences()[::6]
     encoder = AutoModel.from_pretrained(minilm.MODEL).eval()
     reference = minilm.embed(encoder, tokenizer, sentences)
@@ -102,13 +116,15 @@ def main() -> None:
             kind = {"weight_dtype": getattr(torch, f"int{bits}"), "mapping_type": ao.MappingType[mapping]}
             config = ao.IntxWeightOnlyConfig(granularity=PerAxis(0), **kind)
             name = f"torchao INT{bits} per channel, {mapping.lower()}: cosine"
-            print(line(name, torchao(config), encoder, cosine), flush=True)
+            grid = residual(bits, "channel", mapping == "SYMMETRIC")
+            print(line(name, torchao(config), encoder, cosine, grid), flush=True)
     print(
         line(
             "torchao INT8 per tensor, symmetric: cosine",
             torchao(ao.Int8WeightOnlyConfig(granularity=PerTensor())),
             encoder,
             cosine,
+            None,
         ),
         flush=True,
     )
@@ -119,10 +135,13 @@ def main() -> None:
         return cifar10.top1(model, pixels, labels)
 
     for name in ("qint4", "qint2"):
-        print(line(f"optimum-quanto {name}: top-1", quanto(name), network, top1), flush=True)
-    for per_channel in (False, True):
-        name = f"PT2E XNNPACK INT8 {'per channel' if per_channel else 'per tensor'}, symmetric: top-1"
-        print(line(name, pt2e(per_channel, pixels[:100]), network, top1), flush=True)
+        print(line(f"optimum-quanto {name}: top-1", quanto(name), network, top1, None), flush=True)
+    for bits in (8, 4):
+        for granularity in ("tensor", "channel"):
+            quantizer = pt2e(granularity == "channel", pixels[:100], 2 ** (bits - 1) - 1)
+            grid = residual(bits, granularity, symmetric=True) if bits == 4 else None
+            name = f"PT2E XNNPACK INT{bits} per {granularity}, symmetric: top-1"
+            print(line(name, quantizer, network, top1, grid), flush=True)
 
 
 if __name__ == "__main__":

@@ -85,8 +85,8 @@ def test_row_scales_of_16_bit_sources_are_exact():
 
 
 def test_row_weights():
-    """A row weighs its row_scale squared, in integers from 1 to 65,535; a tensor of zeros weighs alike."""
+    """A row weighs its row_scale squared, in integers from 1 to 2**30; a tensor of zeros weighs alike."""
     scale = np.array([[4.0, 2.0], [1.0, 2.0**-126], [0.0, 4.0]], np.float32)
-    assert row_weight(scale, 4.0).tolist() == [[65535, 16384], [4096, 1], [1, 65535]]
-    assert row_weight(np.zeros((2, 1), np.float32), 0.0).tolist() == [[65535], [65535]]
+    assert row_weight(scale, 4.0).tolist() == [[1 << 30, 1 << 28], [1 << 26, 1], [1, 1 << 30]]
+    assert row_weight(np.zeros((2, 1), np.float32), 0.0).tolist() == [[1 << 30], [1 << 30]]
     assert row_weight(scale, 4.0).dtype == np.uint32

@@ -40,7 +40,8 @@ def minmax_rounded(
     full_range: symmetric grids with all codes, from -2**(bits-1); the largest magnitude has that code, so that its sign says
     which way the grid lies (a step of absmax / 8 at 4 bits, and up to absmax / 7.5 where both ends need the room).
     kind: of the source, whose large magnitudes are refused. ranges: of the slices, where x is a window of them (see `ranges_of`).
-    LAW: `minmax_rounded(minmax_rounded(x)) == minmax_rounded(x)`, and `x - minmax_rounded(x)` is at most half a step.
+    LAW: `minmax_rounded(minmax_rounded(x)) == minmax_rounded(x)`, and `x - minmax_rounded(x)` is at most half a step, which
+    is never smaller than 2**-126: tinier ranges use the middle of their grid only.
     Raises TensorError for NaN, infinity, and magnitudes that cannot be quantized.
     """
     if x.size == 0:
@@ -68,7 +69,8 @@ def minmax_rounded(
         zero = np.clip(np.rint(_over(-low, scale)), 0, width.codes - 1)
         first, last = 0, width.codes - 1
     group = spec.group_size(x.shape[1])
-    ends = (_over(low, scale), _over(high, scale))
+    held = np.abs(scale) > SMALLEST_SCALE  # a step that was raised to the smallest one is too long for its range's ends
+    ends = (np.where(held, _over(low, scale), -np.inf), np.where(held, _over(high, scale), np.inf))
     step, point, low, high = (_spread(values, group, x.shape[1]) for values in (scale, zero, *ends))
     place = _over(x, step)
     code = np.clip(np.rint(place) + point, first, last)

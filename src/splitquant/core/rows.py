@@ -16,7 +16,7 @@ F32 = NDArray[np.float32]
 ScaleKind = Literal["bf16", "fp16", "fp32"]
 
 SMALLEST_ROW_SCALE = np.float32(2.0**-126)  # so that the inverse is a finite, normal float32
-HEAVIEST = 65535.0  # the weight of the row with the largest row_scale
+HEAVIEST = 2.0**30  # the weight of the row with the largest row_scale; sums of it stay below 2**63
 LARGEST_MAGNITUDE = 2.0**126  # of a weight: ranges, levels and inverses then stay finite and normal in float32
 LARGEST_FP16 = 2.0**15  # of a float16 weight: a level a little beyond it is still finite in float16
 
@@ -84,7 +84,7 @@ def row_weight(row_scale: F32, heaviest: float) -> NDArray[np.uint32]:
     """What the values of a row (or group) weigh in the histogram of a tensor: in proportion to row_scale squared.
 
     An error of the scaled value is one of row_scale times that in the weight, so this makes the error of the tensor what
-    borders and grids are best for. heaviest: the largest row_scale of the whole tensor. Integers from 1 to 65,535, so
+    borders and grids are best for. heaviest: the largest row_scale of the whole tensor. Integers from 1 to 2**30, so
     that histograms merge exactly.
     """
     share = row_scale.astype(np.float64) / heaviest if heaviest > 0.0 else np.ones(row_scale.shape)
