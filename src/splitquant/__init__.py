@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from splitquant.errors import SplitQuantError
     from splitquant.hf.config import SplitQuantConfig
     from splitquant.hf.loader import load
+    from splitquant.plan.targets import spec_for
 
 _HOMES = {
     "EMBEDDING": "core.spec",
@@ -31,6 +32,7 @@ _HOMES = {
     "load": "hf.loader",
     "quantize": "api",
     "quantize_array": "core.split",
+    "spec_for": "plan.targets",
     "verify": "api",
 }
 
@@ -46,6 +48,7 @@ __all__ = [
     "load",
     "quantize",
     "quantize_array",
+    "spec_for",
     "verify",
 ]
 __version__ = "0.1.0"

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from splitquant.checkpoint.convert import Resources, plan_folder, quantize_folder
+from splitquant.checkpoint.convert import Resources, apply_plan, plan_folder
+from splitquant.checkpoint.folder import Folder
+from splitquant.checkpoint.planner import Goal, measure_frontier, read_object, read_plan
 from splitquant.checkpoint.restore import dequantize_folder
 from splitquant.checkpoint.verify import Verified, verify_folder
 from splitquant.checkpoint.windows import DEFAULT_MAX_MEMORY, parse_bytes
-from splitquant.core.spec import EMBEDDING, QuantSpec
-from splitquant.plan.plan import Plan, Recipe, embedding_spec, patterns
+from splitquant.core.spec import QuantSpec
+from splitquant.errors import SpecError
+from splitquant.plan.plan import Plan, Recipe, patterns
+from splitquant.plan.targets import embeddings_for, spec_for, target_of
 from splitquant.report.outcome import Report
 
 AnyPath = str | Path
+_USUAL_EMBEDDINGS = 8
 
 
 def quantize(
@@ -21,9 +27,15 @@ def quantize(
     destination: AnyPath,
     spec: QuantSpec | None = None,
     *,
-    embeddings: QuantSpec | int | str | None = EMBEDDING,
+    embeddings: QuantSpec | int | str | None = "auto",
     include: Sequence[str] | str = (),
     exclude: Sequence[str] | str = (),
+    target: str | None = None,
+    target_bits: float | None = None,
+    target_size: int | str | None = None,
+    weighting: str | Mapping[str, float] = "energy",
+    fixed: Mapping[str, Any] | None = None,
+    plan: AnyPath | None = None,
     max_memory: int | str = DEFAULT_MAX_MEMORY,
     threads: int = 0,
     force: bool = False,
@@ -32,27 +44,46 @@ def quantize(
     """Quantize a Hugging Face folder into another one; prints nothing.
 
     spec: for linear, convolution and expert weights (None: `QuantSpec()`).
-    embeddings: for token embeddings and output heads: a spec, a number of bits (per channel, symmetric), or "keep".
+    embeddings: for token embeddings and output heads: a spec, a number of bits (per channel, symmetric), "keep", or "auto":
+        8 bits, and with target_bits or target_size whatever is best.
     include, exclude: glob patterns of tensor names; `include` wins over `exclude`, both over the rules.
+    target: what is to run the result, such as "linear-sym" (docs/targets.md): picks the spec, or checks the one given.
+    target_bits, target_size: choose the spec of every tensor so that its stored bits per weight, or the bytes of the whole
+        folder (or text such as "800MB"), are at most that, and the error is least (docs/budget.md). weighting: "energy",
+        "relative", or numbers by tensor name or pattern, or a JSON file of them. fixed: fields of `QuantSpec` to hold fast.
+    plan: a JSON file from `splitquant quantize --save-plan` that says what becomes of every tensor.
     max_memory: bound on the peak memory of the process, bytes or text such as "1GiB". threads: 0 takes all processors.
     advance: told the number of source bytes that are done, from any thread.
     Raises SpecError, SourceError, TensorError, DestinationError (see `splitquant.errors`); on an error nothing is left.
     """
-    recipe = recipe_of(spec, embeddings, include, exclude)
     resources = Resources(_bytes(max_memory), threads, force)
-    return quantize_folder(Path(source), Path(destination), recipe, resources, advance)
+    goal = _goal(target_bits, target_size, weighting, fixed, target, choose_embeddings=embeddings == "auto")
+    spec = spec if goal else _for_target(spec, target)
+    folder, planned = _plan(Path(source), spec, embeddings, include, exclude, goal, plan, resources, target)
+    return apply_plan(folder, planned, Path(destination), resources, advance)
 
 
 def dry_run(
     source: AnyPath,
     spec: QuantSpec | None = None,
     *,
-    embeddings: QuantSpec | int | str | None = EMBEDDING,
+    embeddings: QuantSpec | int | str | None = "auto",
     include: Sequence[str] | str = (),
     exclude: Sequence[str] | str = (),
+    target: str | None = None,
+    target_bits: float | None = None,
+    target_size: int | str | None = None,
+    weighting: str | Mapping[str, float] = "energy",
+    fixed: Mapping[str, Any] | None = None,
+    plan: AnyPath | None = None,
+    max_memory: int | str = DEFAULT_MAX_MEMORY,
+    threads: int = 0,
 ) -> Plan:
-    """What `quantize` would do with every tensor of a folder, and why; reads headers only."""
-    return plan_folder(Path(source), recipe_of(spec, embeddings, include, exclude))[1]
+    """What `quantize` would do with every tensor of a folder, and why; reads headers only, unless a target is given."""
+    goal = _goal(target_bits, target_size, weighting, fixed, target, choose_embeddings=embeddings == "auto")
+    spec = spec if goal else _for_target(spec, target)
+    resources = Resources(_bytes(max_memory), threads)
+    return _plan(Path(source), spec, embeddings, include, exclude, goal, plan, resources, target)[1]
 
 
 def verify(source: AnyPath, destination: AnyPath, *, max_memory: int | str = DEFAULT_MAX_MEMORY) -> Verified:
@@ -72,9 +103,60 @@ def recipe_of(
     embeddings: QuantSpec | int | str | None,
     include: Sequence[str] | str,
     exclude: Sequence[str] | str,
+    target: str | None = None,
 ) -> Recipe:
     """The recipe of user-level options; SpecError names the option that is off."""
-    return Recipe(spec or QuantSpec(), embedding_spec(embeddings), patterns(include), patterns(exclude))
+    embeddings = _USUAL_EMBEDDINGS if embeddings == "auto" else embeddings
+    return Recipe(spec or QuantSpec(), embeddings_for(target, embeddings), patterns(include), patterns(exclude))
+
+
+def _for_target(spec: QuantSpec | None, target: str | None) -> QuantSpec | None:
+    if target is None or spec is None:
+        return spec if target is None else spec_for(target)
+    target_of(target).refuse(spec)
+    return spec
+
+
+def _goal(
+    bits: float | None,
+    nbytes: int | str | None,
+    weighting: str | Mapping[str, float],
+    fixed: Mapping[str, Any] | None,
+    target: str | None,
+    *,
+    choose_embeddings: bool,
+) -> Goal | None:
+    if bits is None and nbytes is None:
+        if weighting != "energy" or fixed is not None:
+            raise SpecError("weighting and fixed need target_bits or target_size")
+        return None
+    if isinstance(weighting, str) and weighting not in ("energy", "relative"):
+        weighting = read_object(Path(weighting))
+    return Goal(bits, None if nbytes is None else _bytes(nbytes), weighting, fixed or {}, choose_embeddings, target)
+
+
+def _plan(
+    source: Path,
+    spec: QuantSpec | None,
+    embeddings: QuantSpec | int | str | None,
+    include: Sequence[str] | str,
+    exclude: Sequence[str] | str,
+    goal: Goal | None,
+    plan: AnyPath | None,
+    resources: Resources,
+    target: str | None,
+) -> tuple[Folder, Plan]:
+    recipe = recipe_of(spec, embeddings, include, exclude, target)
+    if goal is not None and spec is not None:
+        raise SpecError("a spec and a target are given; hold some of its fields fast with fixed={...} instead")
+    if plan is not None:
+        if goal is not None or recipe != Recipe():
+            raise SpecError("a plan says what becomes of every tensor; leave out all other choices")
+        return read_plan(source, Path(plan))
+    if goal is None:
+        return plan_folder(source, recipe)
+    frontier = measure_frontier(source, recipe, goal, resources)
+    return frontier.folder, frontier.for_goal(goal).plan
 
 
 def _bytes(size: int | str) -> int:

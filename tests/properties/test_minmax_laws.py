@@ -22,6 +22,8 @@ specs = st.builds(
 )
 numbers = st.floats(-(2.0**60), 2.0**60, width=32, allow_subnormal=False)
 matrices = arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 9)), elements=numbers)
+tiny_numbers = st.builds(lambda x, n: float(np.float32(x * 2.0**n)), st.floats(-100, 100), st.integers(-150, -120))
+tiny_matrices = arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 9)), elements=tiny_numbers)
 EXACT_TIE = np.array([[-8.5, 6.5, 0.0, 1.0]], np.float32)  # both ends halfway between two levels
 
 
@@ -72,6 +74,23 @@ def test_half_a_step(x, spec):
         step = (max(-low, high) if spec.symmetric else high - low) / top
         miss = np.abs(before.astype(np.float64) - after).max()
         assert miss <= max(step, 2.0**-126) * (0.5 + top * 2.0**-10)
+
+
+@given(tiny_matrices, specs, st.booleans())
+@example(np.array([[1e-42, -3e-43, 0, 2e-42]], np.float32), QuantSpec(4, 1, "residual", "tensor"), False)
+@example(np.array([[1e-38, -2e-38, 0, 3e-38]], np.float32), QuantSpec(4, 1, "residual", "tensor"), False)
+@example(np.array([[1e-42, -2e-42]], np.float32), QuantSpec(4, 1, "residual", "tensor", True), True)
+def test_half_a_step_of_tiny_values(x, spec, full_range):
+    """LAW: where no step can be small enough the error is at most half the smallest one; a residual never grows."""
+    full_range = full_range and spec.symmetric
+    once = minmax_rounded(x, spec, full_range=full_range)
+    assert np.array_equal(minmax_rounded(once, spec, full_range=full_range), once)
+    for before, after in zip(slices(x, spec), slices(once, spec), strict=True):
+        low, high = max(-float(before.min()), 0.0), max(float(before.max()), 0.0)
+        half = 2 ** (spec.bits - 1)
+        step = (max(low, high) if spec.symmetric else low + high) / (half - 1 if spec.symmetric else 2 * half - 1)
+        miss = np.abs(before.astype(np.float64) - after).max()
+        assert miss <= max(step, 2.0**-126) * (0.5 + half * 2.0**-9)
 
 
 def of_full_range(x, bits):

@@ -56,10 +56,16 @@ class Resources:
         return MemoryBudget(self.max_memory_bytes, threads, tensors)
 
 
-def plan_folder(source: Path, recipe: Recipe) -> tuple[Folder, Plan]:
-    """What would become of every tensor of a folder; reads headers only."""
+def open_float_folder(source: Path) -> Folder:
+    """Read the headers of a folder that is to be quantized; SourceError for one that is already."""
     folder = open_folder(source)
     _refuse_quantized(folder)
+    return folder
+
+
+def plan_folder(source: Path, recipe: Recipe) -> tuple[Folder, Plan]:
+    """What would become of every tensor of a folder; reads headers only."""
+    folder = open_float_folder(source)
     return folder, plan_tensors((entry for shard in folder.shards for entry in shard.entries), folder.config, recipe)
 
 
@@ -70,13 +76,24 @@ def quantize_folder(
     resources: Resources,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Report:
-    """Quantize a folder; `advance` is told the source bytes as they are done, from any thread.
+    """Quantize a folder by a recipe, see `apply_plan`."""
+    return apply_plan(*plan_folder(source, recipe), destination, resources, advance)
+
+
+def apply_plan(
+    folder: Folder,
+    plan: Plan,
+    destination: Path,
+    resources: Resources,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Report:
+    """Quantize a folder as planned; `advance` is told the source bytes as they are done, from any thread.
 
     Peak memory is bounded by `resources`, whatever the model. The output appears complete or not at all, and its bytes
-    depend on the source and the recipe alone. Raises SourceError, TensorError, SpecError, DestinationError.
+    depend on the source and the plan alone. Raises SourceError, TensorError, SpecError, DestinationError.
     """
     started = time.perf_counter()
-    folder, plan = plan_folder(source, recipe)
+    source = folder.path
     budget = resources.budget(len(plan.tensors))
     check_destination(source, destination, resources.force)
     check_room(destination, plan.stored_bytes + _other_bytes(folder) + _SMALL_FILES_BYTES)

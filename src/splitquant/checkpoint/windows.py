@@ -31,7 +31,7 @@ class MemoryBudget:
 
     def __post_init__(self) -> None:
         if self.threads < 1:
-            raise SpecError(f"threads is {self.threads}; expected at least 1")
+            raise SpecError(f"threads is {self.threads}; expected at least 1, or 0 for all processors")
         least = self._reserve_bytes + self.threads * (RESERVE_PER_THREAD + LEAST_PER_THREAD)
         if self.max_memory_bytes < least:
             tables = f" and the tables of {self.tensors:,} tensors" if self.tensors else ""

@@ -51,18 +51,27 @@ class Preset(StrEnum):
     paper = "paper"
 
 
-class Strategy(StrEnum):
-    """How borders between clusters are found."""
-
-    min_error = "min_error"
-    kmeans = "kmeans"
-
-
 class OnnxFormat(StrEnum):
     """How an ONNX model stores low-bit weights."""
 
     qdq = "qdq"
     matmulnbits = "matmulnbits"
+
+
+class OnnxActivations(StrEnum):
+    """What low-bit weights in an ONNX model are multiplied with."""
+
+    tensor = "int8-tensor"
+    row = "int8-token-sym"
+
+
+TargetName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="What is to run it: linear-asym, linear-sym, codebook, onnxruntime, ... (docs/targets.md); picks what was not said.",
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -88,20 +97,67 @@ def quantize(
     bits: Annotated[int | None, typer.Option(min=2, max=8, help="Bits of a code. [default: 4]")] = None,
     clusters: Annotated[
         int | None,
-        typer.Option("--clusters", "-k", min=1, max=8, help="Clusters per tensor. [default: 4 fused, 3 parallel]"),
+        typer.Option(
+            "--clusters",
+            "-k",
+            min=1,
+            max=8,
+            help="Clusters per tensor. [default: 4 fused, 3 parallel; .onnx: 2 (INT4)]",
+        ),
     ] = None,
-    strategy: Annotated[str | None, typer.Option(help="min_error, or kmeans (the paper). [default: min_error]")] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="min_error, kmeans (the paper), magnitude, residual or lloyd. [default: min_error; .onnx: residual (INT4)]"
+        ),
+    ] = None,
     granularity: Annotated[str | None, typer.Option(help="channel, tensor or group:N. [default: channel]")] = None,
     layout: Annotated[
         str | None,
-        typer.Option(help="fused (own range per cluster), or parallel (zero in every grid). [default: fused]"),
+        typer.Option(
+            help="fused (own range per cluster), or parallel (zero in every grid). [default: fused; .onnx: parallel]"
+        ),
     ] = None,
     symmetric: Annotated[bool, typer.Option("--symmetric", help="Signed grids centred on zero.")] = False,
+    polish: Annotated[
+        bool | None,
+        typer.Option(
+            "--polish/--no-polish",
+            help="Fit the grids to the values. [default: where tensors are split, but not kmeans]",
+        ),
+    ] = None,
+    target: TargetName = None,
     embeddings: Annotated[
-        str, typer.Option(metavar="keep|BITS", help="Token embeddings and output heads: keep, or bits per channel.")
-    ] = "8",
+        str | None,
+        typer.Option(
+            metavar="keep|BITS",
+            help="Token embeddings and output heads: keep, or bits per channel. [default: 8; chosen where a size is given]",
+        ),
+    ] = None,
+    target_bits: Annotated[
+        float | None,
+        typer.Option(metavar="BITS", help="Choose spec by tensor: stored bits per weight, at most."),
+    ] = None,
+    target_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Choose spec by tensor: size of the whole folder, at most.")
+    ] = None,
+    weighting: Annotated[
+        str | None,
+        typer.Option(
+            metavar="energy|relative|FILE",
+            help="What a tensor's error counts; FILE: JSON, numbers by tensor name or pattern. [default: energy]",
+        ),
+    ] = None,
+    plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Do what this plan says (see --save-plan).")] = None,
+    save_plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the plan as JSON, to be edited and fed back with --plan.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw size against error (.svg, .png or .html).")
+    ] = None,
     include: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Quantize these tensors (wins over all rules).")
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Quantize these tensors (wins over --exclude and all rules by kind)."),
     ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Keep these tensors as they are.")
@@ -110,6 +166,20 @@ def quantize(
         OnnxFormat | None,
         typer.Option(
             "--format", help="Of .onnx: qdq (standard operators) or matmulnbits (ONNX Runtime's). [default: qdq]"
+        ),
+    ] = None,
+    block_size: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Of matmulnbits: weights per scale, 16 to 256, a power of two. [default: 128]"),
+    ] = None,
+    accuracy_level: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Of matmulnbits: 4 computes in int8 (fast), 1 in float32. [default: 4]"),
+    ] = None,
+    activations: Annotated[
+        OnnxActivations | None,
+        typer.Option(
+            help="Of .onnx: int8-tensor (of qdq) multiplies in integers, int8-token-sym (of matmulnbits) is accuracy level 4.",
         ),
     ] = None,
     preset: Annotated[
@@ -131,37 +201,67 @@ def quantize(
     Example: splitquant quantize Llama-3.2-1B -o Llama-3.2-1B-int4
     """
     from splitquant.api import recipe_of
-    from splitquant.cli.quantize import Choices, run_quantize
+    from splitquant.cli.quantize import Choices, Planning, run_quantize
 
+    planning = Planning(target_bits, target_size, weighting, plan, save_plan, plot)
     if _is_onnx(source):
-        from splitquant.cli.onnx_quantize import run_onnx_quantize
+        from splitquant.cli.onnx_convert import OnnxJob, run_onnx_convert
+        from splitquant.onnx.options import Options
+        from splitquant.plan.targets import embeddings_for
 
-        if dry_run or strict:
-            raise SpecError("--dry-run and --strict are for folders; an ONNX model is converted as a whole")
-        choices = Choices(bits, clusters, strategy, granularity, layout or "parallel", symmetric)
-        run_onnx_quantize(
-            source,
-            output,
-            choices.spec(paper=preset is Preset.paper),
-            form=(form or OnnxFormat.qdq).value,
-            embeddings=embeddings,
-            include=include or (),
-            exclude=exclude or (),
-            max_memory=max_memory,
-            threads=threads,
-            json_file=json_file,
-            force=force,
-            quiet=quiet,
-            verbose=verbose,
+        if dry_run or strict or planning != Planning():
+            raise SpecError(
+                "--dry-run, --strict, --target-bits, --target-size and plans are for folders; an ONNX model is converted as a whole"
+            )
+        if form is not OnnxFormat.matmulnbits and (block_size, accuracy_level) != (None, None):
+            raise SpecError("--block-size and --accuracy-level are of --format matmulnbits; leave them out, or add it")
+        paper = preset is Preset.paper
+        if (target, strategy, layout, paper) == (None, None, None, False):
+            target = "linear-asym"
+        usual_layout = "parallel" if target is None and strategy != "lloyd" else None  # lloyd is refused by Options
+        choices = Choices(bits, clusters, strategy, granularity, layout or usual_layout, symmetric, target, polish)
+        options = Options(
+            choices.spec(paper=paper),
+            embeddings_for(target, embeddings or "8"),
+            (form or OnnxFormat.qdq).value,
+            tuple(include or ()),
+            tuple(exclude or ()),
+            128 if block_size is None else block_size,
+            4 if accuracy_level is None else accuracy_level,
+            activations=None if activations is None else activations.value,
         )
+        run_onnx_convert(OnnxJob(source, output, options, max_memory, threads, json_file, force, quiet, verbose))
         return
+    if block_size is not None or accuracy_level is not None or activations is not None:
+        raise SpecError(
+            f"--block-size, --accuracy-level and --activations are of .onnx files, and {source} is none; leave them out"
+        )
     if form is not None:
         raise SpecError(f"--format is of .onnx files, and {source} is none; leave it out")
-    choices = Choices(bits, clusters, strategy, granularity, layout, symmetric)
+    choices = Choices(bits, clusters, strategy, granularity, layout, symmetric, target, polish)
+    paper = preset is Preset.paper
+    rules = {
+        "--embeddings": embeddings,
+        "--include": include,
+        "--exclude": exclude,
+        "--preset": paper,
+        "--target": target,
+    }
+    planning.check([*(f"--{name}" for name in choices.said()), *(name for name, value in rules.items() if value)])
+    if paper and planning.by_size:
+        raise SpecError("--preset paper decides everything, and a target size leaves it open; leave one of them out")
     run_quantize(
         source,
         output,
-        recipe_of(choices.spec(paper=preset is Preset.paper), embeddings, include or (), exclude or ()),
+        recipe_of(
+            None if planning.by_size else choices.spec(paper=paper),
+            embeddings or "8",
+            include or (),
+            exclude or (),
+            target,
+        ),
+        planning,
+        planning.goal(choices, choose_embeddings=embeddings is None),
         max_memory=max_memory,
         threads=threads,
         dry_run=dry_run,
@@ -178,11 +278,32 @@ def split(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="An ONNX model.")],
     output: Output,
     *,
-    clusters: Annotated[int, typer.Option("--clusters", "-k", min=1, max=8, help="Branches per layer.")] = 3,
-    strategy: Annotated[Strategy, typer.Option(help="min_error, or kmeans (the paper).")] = Strategy.min_error,
-    granularity: Annotated[str, typer.Option(help="channel, tensor or group:N of the quantizer to come.")] = "channel",
+    bits: Annotated[
+        int | None, typer.Option(min=2, max=8, help="Bits of the quantizer to come; for residual. [default: 4]")
+    ] = None,
+    clusters: Annotated[
+        int | None, typer.Option("--clusters", "-k", min=1, max=8, help="Branches per layer. [default: 3; 2 residual]")
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="min_error, kmeans (the paper), magnitude or residual. [default: min_error]")
+    ] = None,
+    granularity: Annotated[
+        str | None, typer.Option(help="channel, tensor or group:N of the quantizer to come. [default: channel]")
+    ] = None,
+    symmetric: Annotated[bool, typer.Option("--symmetric", help="The quantizer to come is symmetric.")] = False,
+    full_range: Annotated[
+        bool,
+        typer.Option(
+            "--full-range",
+            help="It is symmetric and uses all codes (absmax / 8 at 4 bits, signed scale); for residual.",
+        ),
+    ] = False,
+    target: TargetName = None,
     include: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Split these nodes or weights (wins over all rules).")
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN", help="Split these nodes or weights (wins over --exclude and all rules by kind)."
+        ),
     ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Keep these nodes or weights as they are.")
@@ -198,25 +319,15 @@ def split(
 
     Example: splitquant split model.onnx -o split.onnx
     """
-    from splitquant.cli.onnx_split import run_onnx_split
-    from splitquant.core.spec import QuantSpec
+    from splitquant.cli.onnx_convert import OnnxJob, run_onnx_convert
+    from splitquant.cli.quantize import Choices
+    from splitquant.onnx.options import Options
 
     if source.is_dir():
         raise SourceError(f"{source}: is a folder; split takes an .onnx file, and quantize takes folders")
-    spec = QuantSpec(clusters=clusters, strategy=strategy.value, granularity=granularity, layout="parallel")
-    run_onnx_split(
-        source,
-        output,
-        spec,
-        include=include or (),
-        exclude=exclude or (),
-        max_memory=max_memory,
-        threads=threads,
-        json_file=json_file,
-        force=force,
-        quiet=quiet,
-        verbose=verbose,
-    )
+    spec = Choices(bits, clusters, strategy, granularity, None, symmetric, target).split_spec()
+    options = Options(spec, None, "float", tuple(include or ()), tuple(exclude or ()), full_range=full_range)
+    run_onnx_convert(OnnxJob(source, output, options, max_memory, threads, json_file, force, quiet, verbose))
 
 
 @app.command()
@@ -242,6 +353,14 @@ def verify(
     min_sqnr: Annotated[
         float | None, typer.Option(metavar="DB", help="Of .onnx: fail if an output has a lower SQNR.")
     ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=N", help="Of .onnx: the size of an open dimension of made-up inputs."),
+    ] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Of .onnx: write the result as JSON ('-': standard output)."),
+    ] = None,
     max_memory: MaxMemory = "1GiB",
     quiet: Quiet = False,
 ) -> None:
@@ -250,10 +369,14 @@ def verify(
     Folders: nothing missing, every checksum right, every error figure recomputed. ONNX: both models run and are compared.
     """
     if _is_onnx(source):
-        from splitquant.cli.onnx_verify import run_onnx_verify
+        from splitquant.cli.onnx_verify import OnnxCheck, run_onnx_verify
 
-        run_onnx_verify(source, quantized, inputs=inputs, min_sqnr=min_sqnr, quiet=quiet)
+        run_onnx_verify(OnnxCheck(source, quantized, inputs, size or (), min_sqnr, json_file, quiet))
         return
+    if inputs is not None or min_sqnr is not None or size or json_file is not None:
+        raise SpecError(
+            f"--inputs, --min-sqnr, --size and --json are of .onnx files, and {source} is none; leave them out"
+        )
     from splitquant.cli.verify import run_verify
 
     run_verify(source, quantized, max_memory, quiet=quiet)
@@ -285,6 +408,10 @@ def run() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # of a path that was typed, such as a name that is too long
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}; choose another path", 1)
 
 
 def _fail(message: str, code: int) -> None:

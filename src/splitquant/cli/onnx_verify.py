@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +11,45 @@ from rich.table import Table
 
 import splitquant.onnx as sqo
 from splitquant.cli.tables import show
-from splitquant.cli.terminal import say
-from splitquant.errors import SourceError
+from splitquant.cli.terminal import check_json_target, say, write_json
+from splitquant.errors import SourceError, SpecError
+from splitquant.onnx.source import data_files_of
+from splitquant.onnx.verify import Verification
 from splitquant.report.summary import decibels
 
 
-def run_onnx_verify(source: Path, converted: Path, *, inputs: Path | None, min_sqnr: float | None, quiet: bool) -> None:
-    """Run both models and print how near the outputs are, and which branches use a low-bit kernel.
+@dataclass(frozen=True, slots=True)
+class OnnxCheck:
+    """Which models to compare, on what, and what to say of it.
 
-    inputs: an .npz file with one array per model input (None: generated inputs).
+    inputs: an .npz file with one array per model input (None: generated inputs). sizes: of open dimensions, NAME=N each.
     """
-    result = sqo.verify(source, converted, None if inputs is None else _read(inputs), min_sqnr=min_sqnr)
-    if quiet:
-        return
+
+    source: Path
+    converted: Path
+    inputs: Path | None = None
+    sizes: Sequence[str] = ()
+    min_sqnr: float | None = None
+    json_file: Path | None = None
+    quiet: bool = False
+
+
+def run_onnx_verify(check: OnnxCheck) -> None:
+    """Run both models and print how near the outputs are, and which branches use a low-bit kernel."""
+    if check.json_file is not None:
+        models = [check.source, check.converted]
+        data = [file for model in models for file in data_files_of(model)]
+        check_json_target(check.json_file, *models, *data, *([check.inputs] if check.inputs else []))
+    if check.sizes and check.inputs is not None:
+        raise SpecError("--size is of generated inputs, and --inputs gives them; leave one of the two out")
+    inputs = None if check.inputs is None else _read(check.inputs)
+    result = sqo.verify(check.source, check.converted, inputs, sizes=_sizes(check.sizes), min_sqnr=check.min_sqnr)
+    write_json(check.json_file, result.to_dict())
+    if not check.quiet and str(check.json_file) != "-":
+        _show(result)
+
+
+def _show(result: Verification) -> None:
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("output")
     for column in ("SQNR", "cosine", "largest error"):
@@ -40,9 +68,22 @@ def run_onnx_verify(source: Path, converted: Path, *, inputs: Path | None, min_s
         say("the onnx checker accepts the model")
 
 
+def _sizes(given: Sequence[str]) -> dict[str, int]:
+    """NAME=N as a table; SpecError for anything else."""
+    sizes: dict[str, int] = {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        if not name or not number.isascii() or not number.isdecimal() or len(number) > 9:
+            raise SpecError(f"--size {text!r}: expected NAME=N, for instance --size sequence=16")
+        sizes[name] = int(number)
+    return sizes
+
+
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{path}: is no .npz file with the model's inputs ({error})") from error
+    except Exception as error:  # numpy, zipfile and zlib have no common one for what is damaged
+        raise SourceError(
+            f"{path}: is no .npz file with the model's inputs ({error}); save them with numpy.savez, one array per input"
+        ) from error

@@ -68,11 +68,9 @@ def check_json_target(target: Path | None, *taken: Path) -> None:
     if target is None or str(target) == "-":
         return
     if any(target.resolve() == other.resolve() for other in taken):
-        raise DestinationError(f"{target}: is the source or the destination itself; choose another --json file")
+        raise DestinationError(f"{target}: is the source or the destination itself; choose another file")
     if target.is_dir() or not target.absolute().parent.is_dir():
-        raise DestinationError(
-            f"{target}: cannot be written (no such folder, or itself a folder); choose another --json file"
-        )
+        raise DestinationError(f"{target}: cannot be written (no such folder, or itself a folder); choose another file")
 
 
 def write_json(target: Path | None, data: Any) -> None:

@@ -128,12 +128,12 @@ def plan_tensors(tensors: Iterable[TensorHeader], config: Mapping[str, Any], rec
                 f"the pattern {pattern!r} matches none of the {len(tensors)} tensors; see their names with: splitquant inspect"
             )
     plan = Plan(tuple(_plan_tensor(tensor, config, recipe) for tensor in tensors))
-    _refuse_clashes(plan)
+    refuse_clashes(plan)
     return plan
 
 
-def _refuse_clashes(plan: Plan) -> None:
-    """Two tensors must never be stored under one name: a plane of one may be called as the other."""
+def refuse_clashes(plan: Plan) -> None:
+    """Two tensors must never be stored under one name, and a plane of one may be called as the other; TensorError."""
     owner: dict[str, str] = {}
     for tensor in plan.tensors:
         for name in tensor.stored_names:

@@ -1,0 +1,87 @@
+"""Plans as JSON: there and back, edited, and wrong in every way."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from splitquant.core.spec import PAPER, QuantSpec
+from splitquant.errors import SpecError
+from splitquant.plan.plan import Recipe, plan_tensors
+from splitquant.plan.saved import plan_from_dict, plan_to_dict
+
+
+@dataclass(frozen=True)
+class Header:
+    """A fake tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "BF16"
+
+    @property
+    def nbytes(self):
+        size = 2
+        for n in self.shape:
+            size *= n
+        return size
+
+
+HEADERS = (Header("a.up.weight", (256, 256)), Header("a.norm.weight", (256,)), Header("lm_head.weight", (512, 256)))
+
+
+def read(tensors, version=1, **more):
+    return plan_from_dict({"plan_version": version, "tensors": tensors, **more}, HEADERS, {}, "p.json")
+
+
+@pytest.mark.parametrize("spec", [QuantSpec(), PAPER, QuantSpec(3, 1, "lloyd")], ids=str)
+def test_there_and_back(spec):
+    plan = plan_tensors(HEADERS, {}, Recipe(spec, embeddings=None))
+    data = json.loads(json.dumps(plan_to_dict(plan)))
+    assert set(data["tensors"]) == {"a.up.weight", "lm_head.weight"}
+    assert data["tensors"]["lm_head.weight"] == "keep"
+    again = plan_from_dict(data, HEADERS, {}, "p.json")
+    assert [tensor.spec for tensor in again.tensors] == [tensor.spec for tensor in plan.tensors]
+    assert plan_to_dict(again) == data
+
+
+def test_edited():
+    plan = read({"a.up.weight": {"bits": 2}})
+    assert [tensor.spec for tensor in plan.tensors] == [QuantSpec(2), None, None]
+    assert [tensor.reason for tensor in plan.tensors] == ["", "1-D (norm, bias, scale)", "kept by the plan file"]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"a.upp.weight": "keep"}, "p.json: names tensor 'a.upp.weight'.*did you mean 'a.up.weight'"),
+        ({"zzz": "keep"}, "p.json: names tensor 'zzz'.*splitquant inspect"),
+        ({"a.up.weight": {"bit": 4}}, "p.json: tensor 'a.up.weight': unknown key 'bit'"),
+        ({"a.up.weight": {"bits": 1}}, "p.json: tensor 'a.up.weight': bits is 1"),
+        ({"a.up.weight": {"bits": "4"}}, "p.json: tensor 'a.up.weight': bits is '4'"),
+        ({"a.up.weight": {"granularity": 4}}, "p.json: tensor 'a.up.weight': granularity is 4"),
+        ({"a.up.weight": {"strategy": ["kmeans"]}}, "p.json: tensor 'a.up.weight'"),
+        ({"a.up.weight": 4}, "p.json: tensor 'a.up.weight' has 4; expected a spec"),
+        ({"a.norm.weight": {"bits": 4}}, "p.json: tensor 'a.norm.weight' cannot be quantized, 1-D"),
+        (
+            {"a.up.weight": {"strategy": "magnitude", "symmetric": False}},
+            "'a.up.weight': symmetric is false, and the strategy magnitude is always symmetric true",
+        ),
+        ({"a.up.weight": {"strategy": "lloyd", "polish": True}}, "polish is true, and the strategy lloyd"),
+        ({"a.up.weight": None}, "p.json: tensor 'a.up.weight' has None; expected a spec"),
+        ([], "p.json: has no 'tensors'"),
+    ],
+    ids=str,
+)
+def test_wrong(tensors, message):
+    with pytest.raises(SpecError, match=message):
+        read(tensors)
+
+
+def test_wrong_head():
+    with pytest.raises(SpecError, match=r"p\.json: has plan_version 2; this splitquant reads 1"):
+        read({}, version=2)
+    with pytest.raises(SpecError, match=r"p\.json: has the unknown key 'more'"):
+        read({}, more=1)
