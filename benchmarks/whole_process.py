@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
-import time
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,18 +18,25 @@ class Measured:
     peak_mib: float
 
 
+# A process inherits the peak memory of the one that started it, so a small one starts what is measured, and tells.
+ACCOUNT = """
+import os, sys, time
+silent = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+started = time.perf_counter()
+process = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=silent)
+_, status, usage = os.wait4(process, 0)
+wall = time.perf_counter() - started
+print(os.waitstatus_to_exitcode(status), wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+"""
+
+
 def measure(command: Sequence[str]) -> Measured:
     """Run a command to its end and read the system's account of it; RuntimeError if it fails."""
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise RuntimeError(f"{command} exited with {process.returncode}: {said.decode()}")
-    return Measured(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    done = subprocess.run([sys.executable, "-S", "-c", ACCOUNT, *command], capture_output=True, text=True, check=True)
+    code, *figures = done.stdout.split()
+    if code != "0":
+        raise RuntimeError(f"{command} exited with {code}: {done.stderr}")
+    return Measured(*map(float, figures))
 
 
 def in_turn(commands: Sequence[Sequence[str]], runs: int, before: Callable[[], None]) -> list[list[Measured]]:

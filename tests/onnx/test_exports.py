@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from onnx_models import run, sqnr
 
 import splitquant.onnx as sqo
 from splitquant import QuantSpec
@@ -102,12 +103,17 @@ def llama(tmp_path_factory):
             layer = out.past_key_values.layers[0]
             return out.logits, layer.keys, layer.values
 
-    past = torch.randn(1, 1, 3, 16)
-    args = (torch.randint(0, 64, (1, 4)), torch.ones(1, 7, dtype=torch.long), past, past)
+    # Two tensors for the past: of one given twice, the exporter makes one input.
+    past = torch.randn(1, 1, 3, 16), torch.randn(1, 1, 3, 16)
+    args = (torch.randint(0, 64, (1, 4)), torch.ones(1, 7, dtype=torch.long), *past)
+    names = ["input_ids", "attention_mask", "past.key", "past.value"]
     path = tmp_path_factory.mktemp("llama") / "m.onnx"
-    return exported(
-        Model(), args, path, ["input_ids", "attention_mask", "past.key", "past.value"], ["logits", "key", "value"]
-    )
+    made = Model()
+    exported(made, args, path, names, ["logits", "key", "value"])
+    feeds = {name: array.numpy() for name, array in zip(names, args, strict=True)}
+    with torch.no_grad():
+        wanted = [array.numpy() for array in made(*args)]
+    return path, feeds, wanted
 
 
 @pytest.mark.parametrize("name", ["transformer", "resnet", "llama"])
@@ -115,6 +121,7 @@ def llama(tmp_path_factory):
 def test_exports(name, form, request, tmp_path):
     """Every linear and convolution layer is converted, the checker accepts the result, the outputs are near."""
     source = request.getfixturevalue(name)
+    source = source[0] if name == "llama" else source
     out = tmp_path / "out.onnx"
     spec = QuantSpec(bits=4, clusters=3, layout="parallel")
     done = sqo.split(source, out, spec) if form == "float" else sqo.quantize(source, out, spec, format=form)
@@ -128,6 +135,18 @@ def test_exports(name, form, request, tmp_path):
     assert found.worst_sqnr_db > (100 if form == "float" else 12)
     if form != "float" and name == "llama":
         assert found.branches == found.in_kernels > 0
+
+
+@pytest.mark.parametrize("form", ["float", "qdq", "matmulnbits"])
+def test_a_llama_with_a_past_is_near_pytorch(llama, form):
+    """The converted model computes what PyTorch does, past keys and values included."""
+    source, feeds, wanted = llama
+    spec = QuantSpec(bits=8, clusters=1)
+    done = sqo.split(source) if form == "float" else sqo.quantize(source, spec=spec, format=form)
+    for before, array, after in zip(wanted, run(source, feeds), run(done.model, feeds), strict=True):
+        assert sqnr(before, array) > 100
+        assert sqnr(before, after) > (100 if form == "float" else 25)
+    assert not np.array_equal(run(done.model, {**feeds, "past.value": feeds["past.key"]})[0], run(done.model, feeds)[0])
 
 
 def test_dynamic_shapes_stay(transformer):

@@ -15,6 +15,7 @@ import splitquant.onnx as sqo
 from splitquant import QuantSpec
 from splitquant.errors import DestinationError
 from splitquant.onnx import encode
+from splitquant.onnx.wire import varint
 
 X = heavy((3, 64), 9)
 
@@ -75,11 +76,72 @@ def test_same_input_same_bytes(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def _with_everything():
+    """Large weights as initializers, Constants, packed float_data, in a subgraph, in a function, and in kept tensors."""
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    made = matmul()
+    floats = helper.make_tensor("F", 1, [48, 48], heavy((48, 48), 1).ravel().tolist())
+    constant = helper.make_node("Constant", [], ["C"], value=numpy_helper.from_array(heavy((48, 48), 2)))
+    inner = helper.make_graph(
+        [helper.make_node("MatMul", ["f", "S"], ["s"], name="inner")],
+        "yes",
+        [],
+        [helper.make_tensor_value_info("s", 1, None)],
+        [numpy_helper.from_array(heavy((48, 48), 3), "S")],
+    )
+    other = helper.make_graph(
+        [helper.make_node("Add", ["f", "A"], ["a"])],
+        "no",
+        [],
+        [helper.make_tensor_value_info("a", 1, None)],
+        [numpy_helper.from_array(heavy((48, 48), 4)[:1] * np.ones((48, 1), np.float32), "A")],
+    )
+    node = made.graph.node[0]
+    node.output[0] = "h"
+    made.graph.node.extend(
+        [
+            constant,
+            helper.make_node("MatMul", ["h", "C"], ["c"], name="constant"),
+            helper.make_node("MatMul", ["c", "F"], ["f"], name="floats"),
+            helper.make_node("If", ["yes"], ["z"], then_branch=inner, else_branch=other, name="if"),
+            helper.make_node("Einsum", ["z", "K"], ["y"], equation="ij,jk->ik", name="kept"),
+        ]
+    )
+    made.graph.initializer.extend([floats, numpy_helper.from_array(heavy((48, 48), 5), "K")])
+    made.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", 1, [48, 64]))
+    made.graph.input.append(helper.make_tensor_value_info("yes", onnx.TensorProto.BOOL, []))
+    made.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", 1, [48, 48]))
+    return made
+
+
+@pytest.mark.parametrize("form", ["float", "qdq", "matmulnbits"])
+@pytest.mark.parametrize("largest", [None, 4000])
+def test_a_file_is_what_the_model_in_memory_is(form, largest, tmp_path, monkeypatch):
+    """A model that is streamed, into one file or with external data, is the one that is made in memory."""
+    made = _with_everything()
+    onnx.save(made, tmp_path / "m.onnx")
+    convert = sqo.split if form == "float" else lambda *given: sqo.quantize(*given, format=form)
+    if largest is not None:
+        monkeypatch.setattr("splitquant.onnx.convert.MOST_INLINE_BYTES", largest)
+    done = convert(tmp_path / "m.onnx", tmp_path / "out.onnx")
+    onnx.checker.check_model(str(tmp_path / "out.onnx"))
+    found, wanted = onnx.load(tmp_path / "out.onnx"), convert(made).model
+    assert (tmp_path / "out.onnx.data").exists() == (largest is not None)
+    assert any("external data" in note for note in done.report.notes) == (largest is not None)
+    assert [node.weight for node in done.report.converted] == ["W", "C", "F", "S"]
+    if largest is None:
+        assert done.model == found == wanted
+    for yes in (True, False):
+        feeds = {"x": heavy((48, 64), 9), "yes": np.array(yes)}
+        np.testing.assert_array_equal(run(found, feeds)[0], run(wanted, feeds)[0])
+        assert sqnr(run(made, feeds)[0], run(tmp_path / "out.onnx", feeds)[0]) > 12
+
+
 _BIG = """
 import sys
 import splitquant.onnx as sqo
 convert = sqo.split if sys.argv[3] == "float" else sqo.quantize
-convert(sys.argv[1], sys.argv[2], max_memory="320MiB", threads=1)
+convert(sys.argv[1], sys.argv[2], max_memory=sys.argv[4], threads=1)
 # Not ru_maxrss: it starts from the size of the process that forked this one.
 print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) // 1024)
 """
@@ -101,13 +163,47 @@ def test_peak_memory_is_bounded(form, tmp_path):
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="w.bin")
     (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    assert _peak(tmp_path, form, 320) < 320
+
+
+def _peak(folder, form, most):
+    """The peak memory of a conversion in MiB."""
     done = subprocess.run(
-        [sys.executable, "-c", _BIG, str(tmp_path / "m.onnx"), str(tmp_path / "out.onnx"), form],
+        [sys.executable, "-c", _BIG, str(folder / "m.onnx"), str(folder / "out.onnx"), form, f"{most}MiB"],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert int(done.stdout) < 320
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+@pytest.mark.parametrize("place", ["initializer", "constant", "float_data"])
+def test_peak_memory_is_bounded_for_weights_in_the_model(place, tmp_path):
+    """256 MB in the model file, and three times as much in the result, within 224 MiB."""
+    rows, cols, helper = 8192, 8192, onnx.helper
+    proto = matmul(np.zeros((rows, 1), np.float32), batch=("b", rows))
+    tensor = proto.graph.initializer[0]
+    tensor.dims[1] = cols
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", 1, ["b", cols]))
+    data = np.zeros(rows * cols, np.float32).tobytes()
+    if place == "float_data":  # by hand: the packed form is quicker to write than to build
+        tensor.ClearField("raw_data")
+        field = tensor.SerializeToString() + b"\x22" + varint(len(data)) + data
+        del proto.graph.initializer[:]
+        graph = proto.graph.SerializeToString() + b"\x2a" + varint(len(field)) + field
+        proto.ClearField("graph")
+        text = proto.SerializeToString() + b"\x3a" + varint(len(graph)) + graph
+    else:
+        tensor.raw_data = data
+        if place == "constant":
+            proto.graph.node.insert(0, helper.make_node("Constant", [], ["W"], value=tensor))
+            del proto.graph.initializer[:]
+        text = proto.SerializeToString()
+    (tmp_path / "m.onnx").write_bytes(text)
+    assert _peak(tmp_path, "float", 224) < 224
+    assert (tmp_path / "out.onnx").stat().st_size > 3 * 4 * rows * cols
+    assert not (tmp_path / "out.onnx.data").exists()
 
 
 @pytest.mark.parametrize("name", ["m.onnx", "link.onnx"])

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx_models import heavy, matmul, model, value
 
 import splitquant.onnx as sqo
 from splitquant.errors import DestinationError, SourceError, SplitQuantError
-from splitquant.onnx import wire
+from splitquant.onnx import expansion, wire
 
 
 def refused(path, match):
@@ -147,10 +150,12 @@ def test_files_that_are_no_model(tmp_path):
 
 def test_bombs(tmp_path, monkeypatch):
     """A graph of countless entries, a graph too large, a nest of graphs too deep, and a file too large are refused unread."""
-    monkeypatch.setattr(wire, "MOST_ENTRIES", 50)
-    many = model([helper.make_node("Relu", ["x"], [f"a{i}"]) for i in range(60)], [value("x", [1])], [value("a0", [1])])
+    monkeypatch.setattr(wire, "MOST_FIELDS", 50)
+    many = model(
+        [helper.make_node("Relu", ["x"], [f"a{i}"]) for i in range(100)], [value("x", [1])], [value("a0", [1])]
+    )
     refused(written(tmp_path, many), "more than 50 nodes")
-    monkeypatch.setattr(wire, "MOST_ENTRIES", 4_000_000)
+    monkeypatch.setattr(wire, "MOST_FIELDS", 1_000_000)
     monkeypatch.setattr(wire, "MOST_GRAPH_BYTES", 500)
     refused(written(tmp_path, many), "has a graph of more than")
     monkeypatch.setattr(wire, "MOST_GRAPH_BYTES", 1 << 29)
@@ -168,6 +173,101 @@ def test_bombs(tmp_path, monkeypatch):
     with path.open("wb") as file:
         file.truncate(1 << 31)
     refused(path, "save the model with external data")
+
+
+def _message(number, body):
+    """A protobuf field that holds a message."""
+    return _varint(number << 3 | 2) + _varint(len(body)) + body
+
+
+def _bomb(kind, count):
+    """A valid model with `count` times two bytes, each of which takes a hundred or more once parsed."""
+    made = matmul()
+    graph = made.graph.SerializeToString()
+    made.ClearField("graph")
+    if kind == "subgraph":  # empty nodes of a graph in an attribute
+        inner = _message(6, b"\x0a\x00" * count) + _message(1, b"g") + b"\xa0\x01\x05"
+        graph += _message(1, _message(5, inner))
+    elif kind == "metadata":  # empty entries
+        graph += b"\x82\x01\x00" * count
+    elif kind == "attributes":  # of one node
+        graph += _message(1, b"\x2a\x00" * count)
+    elif kind == "many":  # attributes of nodes none of which is large
+        graph += _message(1, b"\x2a\x00" * 500) * (count // 500)
+    else:  # empty texts among the inputs of a node
+        graph += _message(1, b"\x0a\x00" * count)
+    return made.SerializeToString() + _message(7, graph)
+
+
+_PEAK = """
+import sys
+import splitquant.onnx as sqo
+from splitquant.errors import SourceError
+try:
+    sqo.split(sys.argv[1], sys.argv[2])
+except SourceError as error:
+    print(error)
+print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) // 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+@pytest.mark.parametrize("kind", ["subgraph", "metadata", "attributes", "many", "texts"])
+def test_nested_bombs(tmp_path, kind):
+    """Millions of empty messages, wherever they are, are refused before they are made."""
+    path = tmp_path / "m.onnx"
+    path.write_bytes(_bomb(kind, 1000))
+    ModelProto.FromString(path.read_bytes())
+    path.write_bytes(_bomb(kind, 10_000_000))
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAK, str(path), str(tmp_path / "out.onnx")], capture_output=True, text=True, check=True
+    )
+    said, peak = done.stdout.splitlines()
+    assert str(path) in said
+    assert "more than" in said
+    assert int(peak) < 300
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_large_weights_in_other_fields(tmp_path, monkeypatch):
+    """Weights that only a protobuf reader can read are not called damaged, and the way out is said."""
+    monkeypatch.setattr(wire, "MOST_GRAPH_BYTES", 6_000)
+    proto = matmul()
+    tensor = proto.graph.initializer[0]
+    weights = numpy_helper.to_array(tensor).astype(np.float16).view(np.uint16)
+    tensor.ClearField("raw_data")
+    tensor.data_type = TensorProto.FLOAT16
+    tensor.int32_data.extend(weights.ravel().tolist())
+    refused(written(tmp_path, proto), r"keeps large weights in other fields: save the model with external data")
+
+
+def test_data_that_disagrees_in_constants(tmp_path):
+    """raw_data of another size than the shape, of a Constant node and of packed float_data."""
+    proto = matmul()
+    tensor = proto.graph.initializer[0]
+    tensor.raw_data = tensor.raw_data[:-4]
+    node = helper.make_node("Constant", [], ["W"], value=tensor)
+    del proto.graph.initializer[:]
+    proto.graph.node.insert(0, node)
+    refused(written(tmp_path, proto), r"the Constant 'W' has 12284 bytes of raw_data; its shape \[64, 48\] takes 12288")
+    floats = matmul()
+    tensor = floats.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.float_data.extend([1.0] * 3000)
+    refused(written(tmp_path, floats), r"tensor 'W' has 12000 bytes .* takes 12288")
+
+
+def test_estimates_of_memory_are_upper_bounds():
+    """What the estimate says of a text is never less than what parsing it takes, nor far more for an ordinary graph."""
+    nodes = [helper.make_node("Relu", [f"a{i}"], [f"a{i + 1}"], name=f"relu{i}") for i in range(100_000)]
+    text = model(nodes, [value("a0", [1])], [value("a100000", [1])]).SerializeToString()
+    assert len(text) > expansion.LEAST_LOOKED_AT
+    assert len(text) < expansion.parsed_bytes(text, 1 << 30) < 20 * len(text)
+    with pytest.raises(expansion.TooLargeError):
+        expansion.parsed_bytes(text, 1 << 20)
+    for damaged in (text[:-1], text + b"\x0b", text + b"\x80"):
+        with pytest.raises(ValueError, match=r"runs past|unknown"):
+            expansion.parsed_bytes(damaged, 1 << 30)
 
 
 def _varint(number):

@@ -163,7 +163,7 @@ def test_half_weights(data_type):
     np.testing.assert_array_equal(sum(parts), numpy_helper.to_array(proto).astype(np.float32))
     done = sqo.quantize(made)
     assert done.report.nodes[0].figures.sqnr_db > 20
-    assert ops(done.model).get("Cast", 0) == (0 if data_type == FLOAT16 else 3)
+    assert ops(done.model).get("Cast", 0) == (0 if data_type == FLOAT16 else 2)
     onnx.checker.check_model(done.model, full_check=True)
     if data_type == FLOAT16:
         x = heavy((3, 64), 2, np.float16)
@@ -181,6 +181,27 @@ def test_embedding_is_gathered_as_codes():
     assert sqnr(table[ids], run(done.model, {"ids": ids})[0]) > 38
     assert done.report.nodes[0].form == "Gather"
     assert sqo.quantize(made, embeddings="keep").report.nodes[0].reason == "embeddings are kept"
+
+
+@pytest.mark.parametrize(("bits", "least"), [(4, 15), (2, 1)])
+def test_embeddings_below_8_bits(bits, least):
+    """A table of 4 or 2 bits is stored in as many: DequantizeLinear, then Gather."""
+    table = heavy((40, 32))
+    node = helper.make_node("Gather", ["E", "ids"], ["y"], name="embed")
+    made = model([node], [value("ids", [2, 3], TensorProto.INT64)], [value("y", [2, 3, 32])], {"E": table})
+    done = sqo.quantize(made, embeddings=bits)
+    onnx.checker.check_model(done.model, full_check=True)
+    ids = np.array([[0, 5, 39], [-1, 7, -40]])
+    assert sqnr(table[ids], run(done.model, {"ids": ids})[0]) > least
+    assert done.report.nodes[0].stored_bytes == 40 * 32 * bits // 8 + 40 * 4
+
+
+def test_included_embeddings_are_quantized():
+    """A pattern wins over `embeddings="keep"`: the table gets 8 bits."""
+    node = helper.make_node("Gather", ["E", "ids"], ["y"], name="embed")
+    made = model([node], [value("ids", [3], TensorProto.INT64)], [value("y", [3, 32])], {"E": heavy((40, 32))})
+    (found,) = sqo.quantize(made, embeddings="keep", include=["E"]).report.nodes
+    assert (found.outcome, found.form, found.reason) == ("quantized", "Gather", "included by 'E'")
 
 
 def test_all_zero_and_constant_weights():
@@ -217,3 +238,23 @@ def test_dead_channels_in_float16(form, size):
     wanted, got = run(made, feeds)[0], run(sqo.quantize(made, format=form).model, feeds)[0]
     assert sqnr(wanted, got) > 15
     assert np.abs(got[:, 3].astype(np.float64) - wanted[:, 3]).max() < 1e-3
+
+
+@pytest.mark.parametrize("form", ["qdq", "matmulnbits"])
+def test_weights_too_small_for_float16_scales(form):
+    """A weight none of whose scales float16 holds gets float32 scales, or is kept; the rest is as ever."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "W"], ["h"], name="fc"),
+        helper.make_node("MatMul", ["h", "T"], ["y"], name="tiny"),
+    ]
+    weights = {"W": heavy((64, 64), dtype=np.float16), "T": (heavy((64, 64), 1) * 1e-5).astype(np.float16)}
+    made = model(nodes, [value("x", [3, 64], FLOAT16)], [value("y", [3, 64], FLOAT16)], weights)
+    done = sqo.quantize(made, format=form)
+    onnx.checker.check_model(done.model)
+    found = {node.weight: node for node in done.report.nodes}
+    assert (found["W"].outcome, found["W"].reason) == ("quantized", "")
+    assert found["T"].outcome == ("quantized" if form == "qdq" else "kept")
+    assert "too small for float16" in found["T"].reason
+    assert ops(done.model).get("Cast", 0) == (2 if form == "qdq" else 0)
+    x = heavy((3, 64), 2, np.float16) * np.float16(1000)
+    assert sqnr(run(made, {"x": x})[0], run(done.model, {"x": x})[0]) > 12

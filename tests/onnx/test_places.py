@@ -64,7 +64,7 @@ def test_shared_weight_is_stored_once():
     made = model(nodes, [value("x", ["b", 64])], [value("y", ["b", 64])], {"W": heavy((64, 64))})
     done = sqo.quantize(made)
     near(made, done, least=12)
-    assert sum(proto.name.startswith("W.part") for proto in done.model.graph.initializer) == 9
+    assert sum(proto.name.startswith("W.part") for proto in done.model.graph.initializer) == 6
     assert "shares its weight" in done.report.nodes[1].reason
     assert done.report.nodes[1].stored_bytes == 0
 
@@ -128,6 +128,53 @@ def test_subgraphs(form, external, tmp_path):
         assert sqnr(run(source, feeds)[0], run(out, feeds)[0]) > 15
 
 
+@pytest.mark.parametrize("form", ["float", "qdq", "matmulnbits"])
+@pytest.mark.parametrize("op", ["Loop", "Scan"])
+@pytest.mark.parametrize("external", [False, True])
+def test_loop_and_scan(form, op, external, tmp_path):
+    """Weights inside the body of a Loop or Scan, and those it captures, are converted; three rounds give the same."""
+    inner = numpy_helper.from_array(heavy((64, 64), 1), "inner")
+    steps = [
+        helper.make_node("MatMul", ["h", "outer"], ["a"], name="body.outer"),
+        helper.make_node("MatMul", ["a", "inner"], ["b"], name="body.inner"),
+        helper.make_node("Tanh", ["b"], ["h.next"]),
+    ]
+    bool_type = TensorProto.BOOL
+    if op == "Loop":
+        steps.append(helper.make_node("Identity", ["go"], ["go.next"]))
+        takes = [value("round", [], TensorProto.INT64), value("go", [], bool_type), value("h", ["b", 64])]
+        gives = [value("go.next", [], bool_type), value("h.next", ["b", 64])]
+        body = helper.make_graph(steps, "body", takes, gives, [inner])
+        node = helper.make_node("Loop", ["rounds", "", "x"], ["y"], body=body, name="loop")
+        inputs, extra = [value("x", ["b", 64])], [numpy_helper.from_array(np.array(3), "rounds")]
+    else:
+        steps[0].input[0] = "sum"
+        steps.insert(0, helper.make_node("Add", ["h", "each"], ["sum"]))
+        steps.append(helper.make_node("Identity", ["h.next"], ["seen"]))
+        body = helper.make_graph(
+            steps,
+            "body",
+            [value("h", ["b", 64]), value("each", ["b", 64])],
+            [value("h.next", ["b", 64]), value("seen", ["b", 64])],
+            [inner],
+        )
+        node = helper.make_node("Scan", ["x", "xs"], ["y", "all"], body=body, num_scan_inputs=1, name="scan")
+        inputs, extra = [value("x", ["b", 64]), value("xs", [3, "b", 64])], []
+    outputs = [value(name, ["b", 64] if name == "y" else [3, "b", 64]) for name in node.output]
+    made = model([node], inputs, outputs, [numpy_helper.from_array(heavy((64, 64)), "outer"), *extra])
+    source, out = tmp_path / "m.onnx", tmp_path / "out.onnx"
+    onnx.save(made, source, save_as_external_data=external, size_threshold=0)
+    done = sqo.split(source, out) if form == "float" else sqo.quantize(source, out, format=form)
+    onnx.checker.check_model(str(out))
+    assert [(entry.node, entry.weight) for entry in done.report.converted] == [
+        ("body.outer", "outer"),
+        ("body.inner", "inner"),
+    ]
+    feeds = {"x": X, "xs": heavy((3, 3, 64), 4)} if op == "Scan" else {"x": X}
+    for wanted, got in zip(run(source, feeds), run(out, feeds), strict=True):
+        assert sqnr(wanted, got) > (100 if form == "float" else 12)
+
+
 def test_local_functions_are_inlined():
     """A layer in a local function, with its weight inside or as an argument, is converted; a note names the function."""
     constant = helper.make_node("Constant", [], ["V"], value=numpy_helper.from_array(heavy((48, 32), 1)))
@@ -168,6 +215,41 @@ def test_everything_else_is_listed():
         "bias": "a scalar or vector (norm, bias, scale)",
         "S": "Mul is not split",
     }
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_weights_that_a_kept_node_reads_too(behind):
+    """A weight that stays for an Einsum is listed with its bytes, beside the parts that a MatMul has of it."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "W"], ["h"], name="fc"),
+        helper.make_node("Einsum", ["h", "V" if behind else "W"], ["y"], equation="ij,jk->ik", name="einsum"),
+    ]
+    if behind:
+        nodes.insert(0, helper.make_node("Transpose", ["W"], ["V"], perm=[1, 0]))
+    made = model(nodes, [value("x", ["b", 64])], [value("y", ["b", 64])], {"W": heavy((64, 64))})
+    done = sqo.quantize(made)
+    near(made, done)
+    converted, kept = done.report.nodes
+    assert (kept.weight, kept.node, kept.op_type) == ("W", "einsum", "Einsum")
+    assert kept.reason == "Einsum is not split; the parts of it are for others"
+    assert (converted.source_bytes, kept.source_bytes, kept.stored_bytes) == (64 * 64 * 4, 0, 64 * 64 * 4)
+
+
+def test_every_weight_is_counted_once():
+    """A weight in two forms, and one that two kept nodes read, add their bytes to the total once."""
+    nodes = [
+        helper.make_node("Gather", ["E", "ids"], ["h"], name="embed"),
+        helper.make_node("Gemm", ["h", "E"], ["a"], transB=1, name="head"),
+        helper.make_node("MatMul", ["a", "K"], ["b"], name="one"),
+        helper.make_node("MatMul", ["b", "K"], ["y"], name="two"),
+    ]
+    weights = {"E": heavy((96, 64)), "K": heavy((96, 96))}
+    made = model(nodes, [value("ids", [5], TensorProto.INT64)], [value("y", [5, 96])], weights)
+    report = sqo.quantize(made, exclude=["K"]).report
+    assert [node.outcome for node in report.nodes] == ["quantized", "quantized", "kept", "kept"]
+    assert sum(node.source_bytes for node in report.nodes) == 4 * (96 * 64 + 96 * 96)
+    assert sum(node.stored_bytes for node in report.kept) == 4 * 96 * 96
+    assert report.nodes[3].reason.endswith("shares its weight with a node before")
 
 
 def test_include_and_exclude():
@@ -308,14 +390,24 @@ def test_patterns_match_the_output_of_a_constant_node():
         sqo.split(made)
 
 
-def test_functions_that_cannot_be_inlined(monkeypatch):
-    """A local function that the inliner leaves is kept with its weights, and a note says so."""
+@pytest.mark.parametrize("external", [False, True])
+def test_functions_that_cannot_be_inlined(external, tmp_path, monkeypatch):
+    """A local function that the inliner leaves is kept and still runs; a note and a row for each weight say so."""
     monkeypatch.setattr("onnx.inliner.inline_local_functions", lambda given, **_: given)
     made = matmul()
-    body = [helper.make_node("Identity", ["a"], ["b"])]
-    made.functions.append(helper.make_function("local", "Block", ["a"], ["b"], body, [helper.make_opsetid("", 13)]))
+    constant = numpy_helper.from_array(heavy((48, 48), 1))
+    body = [helper.make_node("Constant", [], ["C"], value=constant), helper.make_node("MatMul", ["a", "C"], ["b"])]
+    made.functions.append(helper.make_function("local", "Block", ["a"], ["b"], body, [helper.make_opsetid("", 17)]))
     made.opset_import.append(helper.make_opsetid("local", 1))
-    assert "1 local functions stay as they are" in sqo.split(made).report.notes[0]
+    made.graph.node[0].output[0] = "h"
+    made.graph.node.append(helper.make_node("Block", ["h"], ["y"], domain="local"))
+    onnx.save(made, tmp_path / "m.onnx", save_as_external_data=external, size_threshold=0)
+    done = sqo.split(tmp_path / "m.onnx", tmp_path / "out.onnx")
+    assert "1 local functions stay as they are" in done.report.notes[0]
+    (kept,) = done.report.kept
+    assert (kept.weight, kept.reason) == ("C", "in the local function 'Block', which cannot be inlined")
+    assert kept.source_bytes == kept.stored_bytes == 48 * 48 * 4
+    assert sqnr(run(tmp_path / "m.onnx", {"x": X})[0], run(tmp_path / "out.onnx", {"x": X})[0]) > 100
 
 
 def test_metadata_survives_the_converter():
@@ -328,3 +420,67 @@ def test_metadata_survives_the_converter():
     done = sqo.quantize(made).model
     for part in (done, done.graph, done.graph.node[-1]):
         assert [entry.value for entry in part.metadata_props] == ["by us"]
+
+
+def test_subgraphs_and_types_survive_the_converter():
+    """A raised opset keeps the metadata of subgraphs and values, and what types and axes are called."""
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch("yes", "outer"), else_branch=branch("no", "outer"))
+    inputs = [value("x", ["b", 64]), value("c", [], TensorProto.BOOL)]
+    made = model([node], inputs, [value("y", None)], {"outer": heavy((64, 48))}, opset=17)
+    inner = made.graph.node[0].attribute[0].g
+    for part in (inner, inner.output[0], made.graph.input[0]):
+        part.metadata_props.add(key="made", value="by us")
+    made.graph.input[0].type.denotation = "TENSOR"
+    made.graph.input[0].type.tensor_type.shape.dim[0].denotation = "DATA_BATCH"
+    name = made.graph.node[0].attribute[0].name
+    done = sqo.quantize(made).model
+    (found,) = [attribute.g for attribute in done.graph.node[0].attribute if attribute.name == name]
+    for part in (found, found.output[0], done.graph.input[0]):
+        assert [entry.value for entry in part.metadata_props] == ["by us"]
+    assert done.graph.input[0].type.denotation == "TENSOR"
+    assert done.graph.input[0].type.tensor_type.shape.dim[0].denotation == "DATA_BATCH"
+
+
+@pytest.mark.parametrize("form", ["float", "qdq", "matmulnbits"])
+@pytest.mark.parametrize("name", ["", "value"])
+def test_constant_nodes_whose_values_have_one_name(form, name):
+    """Exporters leave the tensors in Constant nodes without a name, or give all of them the same: they stay different weights."""
+    weights = {"A": heavy((64, 64)), "B": heavy((64, 64), 1)}
+    nodes = [
+        helper.make_node("Constant", [], [at], value=numpy_helper.from_array(w, name)) for at, w in weights.items()
+    ]
+    nodes += [
+        helper.make_node("MatMul", ["x", "A"], ["h"], name="one"),
+        helper.make_node("MatMul", ["h", "B"], ["y"], name="two"),
+    ]
+    made = model(nodes, [value("x", ["b", 64])], [value("y", ["b", 64])])
+    done = sqo.split(made) if form == "float" else sqo.quantize(made, format=form)
+    near(made, done)
+    assert [(row.weight, row.reason) for row in done.report.nodes] == [("A", ""), ("B", "")]
+
+
+def test_a_weight_that_the_graph_returns():
+    """The report says why it is there beside its parts."""
+    made = matmul()
+    made.graph.output.append(value("W", [64, 48]))
+    reasons = {row.reason for row in sqo.quantize(made).report.kept}
+    assert reasons == {"an output of the graph; the parts of it are for others"}
+
+
+def test_names_with_brackets():
+    """A name is its own pattern, whatever it means as a glob; a text is one pattern, not one per letter."""
+    made = matmul()
+    made.graph.node[0].input[1] = made.graph.initializer[0].name = "l[0].w"
+    assert not sqo.split(made, exclude=["l[0].w"]).report.converted
+    assert not sqo.split(made, exclude="l*").report.converted
+    with pytest.raises(SpecError, match=r"'zzz\*' matches none"):
+        sqo.split(made, exclude="zzz*")
+
+
+def test_options_of_matmulnbits_elsewhere():
+    """What only MatMulNBits has is refused in QDQ; so is a block size that is no number."""
+    for said in ({"block_size": 32}, {"accuracy_level": 1}):
+        with pytest.raises(SpecError, match="they are of matmulnbits"):
+            sqo.quantize(matmul(), **said)
+    with pytest.raises(SpecError, match="power of two"):
+        sqo.quantize(matmul(), format="matmulnbits", block_size="32")

@@ -35,5 +35,5 @@ def test_split_and_quantized(name, tmp_path):
         done = sqo.quantize(DATA / name, tmp_path / f"{form}.onnx", format=form)
         assert len(done.report.converted) == layers
         found = sqo.verify(DATA / name, tmp_path / f"{form}.onnx", feeds)
-        assert found.branches == 3 * layers
-        assert found.worst_sqnr_db > 10
+        assert found.branches == 2 * layers
+        assert found.worst_sqnr_db > 20

@@ -7,12 +7,13 @@ import sys
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 from onnx_models import heavy, matmul, model, value
 
 import splitquant.onnx as sqo
 from splitquant import QuantSpec
 from splitquant.errors import SourceError, SpecError, VerifyError
+from splitquant.onnx.feeds import generated
 
 
 @pytest.mark.parametrize("form", ["qdq", "matmulnbits"])
@@ -35,7 +36,7 @@ def test_gemm_becomes_matmul_branches():
     made = model([node], [value("x", [4, 64])], [value("y", [4, 256])], {"W": heavy((256, 64)), "c": heavy((256,))})
     for form in ("qdq", "matmulnbits"):
         found = sqo.verify(made, sqo.quantize(made, format=form).model)
-        assert (found.branches, found.in_kernels) == (3, 3)
+        assert (found.branches, found.in_kernels) == (2, 2)
 
 
 def test_convolutions_are_counted_as_dequantized():
@@ -43,7 +44,7 @@ def test_convolutions_are_counted_as_dequantized():
     node = helper.make_node("Conv", ["x", "W"], ["y"], name="conv")
     made = model([node], [value("x", [1, 8, 9, 9])], [value("y", [1, 16, 7, 7])], {"W": heavy((16, 8, 3, 3))})
     found = sqo.verify(made, sqo.quantize(made).model)
-    assert (found.branches, found.in_kernels, found.dequantized) == (3, 0, 3)
+    assert (found.branches, found.in_kernels, found.dequantized) == (2, 0, 2)
 
 
 def test_given_inputs_and_bounds():
@@ -141,3 +142,80 @@ def test_verify_takes_files(tmp_path):
     for path in (tmp_path, tmp_path / "nothing.onnx"):
         with pytest.raises(SourceError, match=r"is no file; expected an .onnx model"):
             sqo.verify(matmul(), path)
+
+
+@pytest.mark.parametrize("form", ["qdq", "matmulnbits"])
+def test_only_new_branches_are_counted(form):
+    """A layer that the source has in low bits already is no branch of ours."""
+    first = sqo.quantize(matmul(heavy((64, 256))), format="matmulnbits").model
+    first.graph.node[-1].output[0] = "h"
+    first.graph.node.append(helper.make_node("MatMul", ["h", "V"], ["y"], name="second"))
+    first.graph.initializer.append(numpy_helper.from_array(heavy((256, 256), 1), "V"))
+    found = sqo.verify(first, sqo.quantize(first, format=form).model)
+    assert (found.branches, found.in_kernels, found.dequantized, found.folded) == (2, 2, 0, 0)
+    assert found.operators["MatMulNBits"] == 4
+    assert sqo.verify(first, first).branches == 0
+
+
+def test_sizes_of_open_dimensions():
+    """Given sizes are those of the inputs, also inside sums of names; a name that no input has is told."""
+    node = helper.make_node("Add", ["a", "b"], ["y"])
+    made = model([node], [value("a", ["s", "past + s"]), value("b", ["past + s"])], [value("y", None)])
+    shapes = {name: array.shape for name, array in generated(made, 0, {"s": 3, "past": 2}).items()}
+    assert shapes == {"a": (3, 5), "b": (5,)}
+    with pytest.raises(SpecError, match=r"no open dimensions \['t'\]; they have \['past', 'past \+ s', 's'\]"):
+        generated(made, 0, {"t": 3})
+
+
+def test_empty_outputs_prove_nothing():
+    """Outputs without a number, and no inputs at all, fail: nothing was compared."""
+    made = matmul()
+    for nothing in ({"sizes": {"b": 0}}, {"inputs": {"x": np.zeros((0, 64), np.float32)}}, {"inputs": []}):
+        with pytest.raises(VerifyError, match=r"output 'y' is empty.*nothing can be compared"):
+            sqo.verify(made, made, **nothing)
+
+
+def test_made_up_inputs_have_a_bound():
+    """Sizes that no memory holds are told; a negative one, as some exporters write it, is open."""
+    with pytest.raises(SpecError, match=r"input 'x' has the shape \(999999999, 64\).*--size NAME=N"):
+        sqo.verify(matmul(), matmul(), sizes={"b": 999999999})
+    with pytest.raises(SpecError, match="at most"):
+        generated(matmul(batch=(1 << 45, 64)), 0)
+    assert generated(matmul(batch=(-1, 64)), 0)["x"].shape == (4, 64)
+    assert generated(matmul(batch=("9" * 5000 + " + 1", 64)), 0)["x"].shape == (5, 64)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("wanted", "array"),
+    [
+        (7, np.array([1.5])),
+        (7, np.array([np.nan])),
+        (2, np.array([-1])),
+        (9, np.array([2])),
+        (1, np.array([1e300])),
+        (1, np.array(["text"])),
+        (8, np.array([1.0])),
+    ],
+)
+def test_given_inputs_keep_their_values(wanted, array):
+    """Numbers that the model's type does not hold, and text for numbers, are refused instead of cast."""
+    made = model([helper.make_node("Identity", ["x"], ["y"])], [value("x", [1], wanted)], [value("y", [1], wanted)])
+    with pytest.raises(SpecError, match=r"input 'x' is .*convert it"):
+        sqo.verify(made, made, {"x": array})
+
+
+def test_given_inputs_of_another_type():
+    """Numbers that fit are taken whatever their type: rounded to the model's floats, exact in integers."""
+    assert sqo.verify(matmul(), matmul(), {"x": heavy((2, 64)).astype(np.float64)}).worst_sqnr_db > 100
+    made = model([helper.make_node("Identity", ["x"], ["y"])], [value("x", [2], 7)], [value("y", [2], 7)])
+    assert sqo.verify(made, made, {"x": np.array([1.0, 2.0])}).worst_sqnr_db > 100
+
+
+@pytest.mark.parametrize(("bits", "level", "kernels"), [(4, 1, 1), (2, 1, 0), (8, 1, 0), (8, 4, 1)])
+def test_matmulnbits_without_a_kernel(bits, level, kernels):
+    """With float activations ONNX Runtime has 4-bit kernels only; other widths it expands in every run."""
+    made = matmul(heavy((128, 256)), batch=("b", 128))
+    spec = QuantSpec(bits, 1, layout="parallel")
+    found = sqo.verify(made, sqo.quantize(made, spec=spec, format="matmulnbits", accuracy_level=level).model)
+    assert (found.in_kernels, found.dequantized) == (kernels, 1 - kernels)

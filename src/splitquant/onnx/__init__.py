@@ -18,12 +18,13 @@ except ImportError as error:
     raise MissingExtraError("the onnx package", "onnx") from error
 
 from splitquant.onnx.convert import Converted, quantize, split
-from splitquant.onnx.options import DEFAULT_SPEC, Options
+from splitquant.onnx.options import DEFAULT_SPEC, SPLIT_SPEC, Options
 from splitquant.onnx.report import NodeOutcome, OnnxReport
 from splitquant.onnx.verify import OutputMatch, Verification, verify
 
 __all__ = [
     "DEFAULT_SPEC",
+    "SPLIT_SPEC",
     "Converted",
     "NodeOutcome",
     "OnnxReport",

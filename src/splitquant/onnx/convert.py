@@ -22,7 +22,7 @@ from splitquant.onnx.encode import PartPlaces, encode_weight
 from splitquant.onnx.forms import HalfScaleError, Piece
 from splitquant.onnx.functions import function_constants
 from splitquant.onnx.opset import inline_functions, least_ir_version, opset_of, raise_opset
-from splitquant.onnx.options import DEFAULT_SPEC, Activations, Format, Options
+from splitquant.onnx.options import BLOCK_SIZE, DEFAULT_SPEC, INT8_ACTIVATIONS, SPLIT_SPEC, Activations, Format, Options
 from splitquant.onnx.plan import (
     NodePlan,
     kept_in_functions,
@@ -67,11 +67,11 @@ class Converted:
 def split(
     model: Model,
     out_path: str | Path | None = None,
-    spec: QuantSpec = DEFAULT_SPEC,
+    spec: QuantSpec = SPLIT_SPEC,
     *,
     full_range: bool = False,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: Sequence[str] | str = (),
+    exclude: Sequence[str] | str = (),
     max_memory: int | str = DEFAULT_MAX_MEMORY,
     threads: int = 0,
     force: bool = False,
@@ -82,11 +82,11 @@ def split(
     spec: its clusters, strategy and granularity say where values are cut; the parts of a weight sum to it exactly (residual
         ones in 16 bits within one rounding). For `residual`, bits and symmetric say on which grid the first parts lie.
     full_range: that grid is symmetric and uses all codes, see `Options`.
-    include, exclude: glob patterns of node or weight names. max_memory: bound on the peak memory of the process.
+    include, exclude: names or glob patterns of nodes or weights. max_memory: bound on the peak memory of the process.
     advance: told the bytes of weights that are done, from any thread.
     Raises SpecError, SourceError, TensorError, DestinationError; on an error nothing is written.
     """
-    options = Options(spec, None, "float", tuple(include), tuple(exclude), full_range=full_range)
+    options = Options(spec, None, "float", _patterns(include), _patterns(exclude), full_range=full_range)
     return convert(model, out_path, options, _resources(max_memory, threads, force), advance)
 
 
@@ -97,10 +97,10 @@ def quantize(
     *,
     format: Format = "qdq",  # noqa: A002 - what the command line and other quantizers call it
     embeddings: QuantSpec | int | str | None = EMBEDDING,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    block_size: int = 128,
-    accuracy_level: int = 4,
+    include: Sequence[str] | str = (),
+    exclude: Sequence[str] | str = (),
+    block_size: int = BLOCK_SIZE,
+    accuracy_level: int = INT8_ACTIVATIONS,
     activations: Activations | None = None,
     max_memory: int | str = DEFAULT_MAX_MEMORY,
     threads: int = 0,
@@ -109,6 +109,7 @@ def quantize(
 ) -> Converted:
     """Quantize an ONNX model: each layer becomes k branches with low-bit integer weights (one for `clusters=1`).
 
+    spec: the default is what `splitquant.plan.targets.spec_for("linear-asym")` chooses; others must be parallel.
     format: `qdq` (DequantizeLinear before the layer: standard operators only) or `matmulnbits` (ONNX Runtime's operator
         for MatMul and Gemm, QDQ for convolutions). embeddings: of tables that Gather reads, as in `splitquant.quantize`.
     The other arguments are those of `split` and of `Options`. Raises SpecError, SourceError, TensorError,
@@ -118,8 +119,8 @@ def quantize(
         spec,
         embedding_spec(embeddings),
         format,
-        tuple(include),
-        tuple(exclude),
+        _patterns(include),
+        _patterns(exclude),
         block_size,
         accuracy_level,
         activations=activations,
@@ -414,6 +415,10 @@ def _all_names(scopes: Sequence[Scope]) -> set[str]:
         names |= {node.name for node in scope.graph.node}
         names |= {proto.values.name for proto in scope.graph.sparse_initializer}
     return names
+
+
+def _patterns(given: Sequence[str] | str) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _resources(max_memory: int | str, threads: int, force: bool) -> Resources:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from splitquant.core.spec import EMBEDDING, Granularity, QuantSpec
 from splitquant.errors import SpecError
+from splitquant.plan.targets import spec_for
 
 Format = Literal["float", "qdq", "matmulnbits"]
 FORMATS = ("qdq", "matmulnbits")
@@ -16,8 +17,13 @@ _FORMAT_OF: dict[str, str] = {"int8-tensor": "qdq", "int8-token-sym": "matmulnbi
 
 INT8_ACTIVATIONS = 4  # of the accuracy levels of MatMulNBits
 
-DEFAULT_SPEC = QuantSpec(bits=4, layout="parallel")
-"""Three parts per layer, INT4, a scale per output channel, zero in every grid."""
+BLOCK_SIZE = 128
+
+DEFAULT_SPEC = spec_for("linear-asym")
+"""What is best of `quantize`: two INT4 parts per layer, the second of what the first leaves, a scale per output channel."""
+
+SPLIT_SPEC = QuantSpec(bits=4, layout="parallel", polish=False)
+"""Of `split`: three segments of values per output channel, for whatever quantizer comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +34,8 @@ class Options:
     embeddings: of tables that Gather reads (plain, symmetric; None keeps them).
     format: `float` (split only), `qdq` (DequantizeLinear in standard operators), `matmulnbits` (ONNX Runtime's operator
         for MatMul and Gemm, QDQ for the rest).
-    include, exclude: glob patterns of node names or weight names; `include` wins over `exclude`, both over the rules.
+    include, exclude: names or glob patterns of nodes or weights; `include` wins over `exclude` and over the rules by kind. What
+        would not get smaller stays all the same.
     block_size: of MatMulNBits, for granularity tensor and channel; accuracy_level: of MatMulNBits (4: int8 activations,
         the fast kernels; 1: float32 activations).
     full_range: of residual float parts with symmetric grids: the quantizer to come uses all codes (a step of absmax / 8 at
@@ -48,7 +55,7 @@ class Options:
     format: Format = "qdq"
     include: tuple[str, ...] = field(default=())
     exclude: tuple[str, ...] = field(default=())
-    block_size: int = 128
+    block_size: int = BLOCK_SIZE
     accuracy_level: int = INT8_ACTIVATIONS
     full_range: bool = False
     activations: Activations | None = None
@@ -76,8 +83,13 @@ class Options:
             raise SpecError(f"embeddings is {self.embeddings}; expected granularity channel or tensor")
         if not _is_block(self.block_size):
             raise SpecError(f"block_size is {self.block_size}; expected a power of two from 16 to 256")
-        if not 0 <= self.accuracy_level <= 4:
+        if self.accuracy_level not in range(5):
             raise SpecError(f"accuracy_level is {self.accuracy_level}; expected 0 to 4")
+        if self.format != "matmulnbits" and (self.block_size, self.accuracy_level) != (BLOCK_SIZE, INT8_ACTIVATIONS):
+            raise SpecError(
+                f"block_size {self.block_size} and accuracy_level {self.accuracy_level} in the format {self.format}; they are "
+                "of matmulnbits (--format matmulnbits): leave them out, or set a granularity"
+            )
         self._check_activations()
         if self.full_range and not (
             self.format == "float" and self.spec.strategy == "residual" and self.spec.symmetric
@@ -128,4 +140,4 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _is_block(size: int) -> bool:
-    return 16 <= size <= 256 and size & (size - 1) == 0
+    return isinstance(size, int) and 16 <= size <= 256 and size & (size - 1) == 0

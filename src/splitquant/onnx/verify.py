@@ -18,6 +18,7 @@ from onnx import ModelProto
 from splitquant.errors import MissingExtraError, SourceError, SpecError, VerifyError
 from splitquant.onnx.dtypes import LOW_BIT
 from splitquant.onnx.feeds import Feeds, check_given, generated
+from splitquant.onnx.options import INT8_ACTIVATIONS
 from splitquant.onnx.rewrite import MICROSOFT
 from splitquant.onnx.scopes import subgraphs
 
@@ -128,7 +129,7 @@ def _check(model: Model, out: Model) -> str:
 def _refusal(model: Model) -> str:
     try:
         onnx.checker.check_model(model if isinstance(model, ModelProto) else str(model))
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:  # the last two: of the C++ library
         return str(error)
     return ""
 
@@ -139,7 +140,7 @@ def _session(model: Model, optimised: Path | None) -> tuple[Any, ModelProto | No
     except ImportError as error:
         raise MissingExtraError("onnxruntime", "onnx") from error
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised, and told once
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
         options.add_session_config_entry(
@@ -237,7 +238,7 @@ def _run(session: Any, feeds: Feeds) -> list[Any]:
         shapes = {name: array.shape for name, array in feeds.items()}
         raise SourceError(
             f"ONNX Runtime does not run the model with inputs of the shapes {shapes} ({error}); "
-            "give real inputs (--inputs FILE.npz), or the sizes of its open dimensions"
+            "give real inputs (--inputs FILE.npz), or the sizes of its open dimensions (--size NAME=N)"
         ) from error
     return found
 
@@ -279,11 +280,18 @@ def _branches(graph: onnx.GraphProto, around: Mapping[str, int] | None = None) -
                 layers = readers.get(layers[0].output[0], [])
             yield _Branch(node.op_type, node.input[0], frozenset(name for layer in layers for name in layer.output))
         if node.op_type == "MatMulNBits" and node.domain == MICROSOFT:
-            yield _Branch(node.op_type, node.input[1], frozenset(node.output))
+            multiplied = node.op_type if _has_kernel(node) else "DequantizeLinear"
+            yield _Branch(multiplied, node.input[1], frozenset(node.output))
         if node.op_type in _INTEGER and types.get(node.input[1], 0) in LOW_BIT:
             yield _Branch("integer", node.input[1], frozenset(node.output))
         for inner in subgraphs(node):
             yield from _branches(inner, types)
+
+
+def _has_kernel(node: onnx.NodeProto) -> bool:
+    """Whether ONNX Runtime multiplies packed codes: with float activations it does so in 4 bits alone, else it expands them."""
+    said: dict[str, int] = {attribute.name: attribute.i for attribute in node.attribute}
+    return said.get("bits", 4) == 4 or said.get("accuracy_level", 0) == INT8_ACTIVATIONS
 
 
 def _fates(ours: Sequence[_Branch], found: onnx.GraphProto) -> tuple[int, int]:
