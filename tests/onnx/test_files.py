@@ -13,7 +13,7 @@ from onnx_models import heavy, matmul, run, sqnr
 
 import splitquant.onnx as sqo
 from splitquant import QuantSpec
-from splitquant.errors import DestinationError
+from splitquant.errors import DestinationError, TensorError
 from splitquant.onnx import encode
 from splitquant.onnx.wire import varint
 
@@ -215,3 +215,27 @@ def test_a_small_source_is_never_overwritten(tmp_path, name):
     with pytest.raises(DestinationError, match="is a file of the source"):
         sqo.split(tmp_path / name, tmp_path / "m.onnx", force=True)
     assert (tmp_path / "m.onnx").read_bytes() == before
+
+
+def test_lines_that_end_within_bytes_get_all_the_memory(tmp_path):
+    """INT4 rows of an odd number are packed as a whole: larger than a thread's share, such a weight is done alone."""
+    path, out = tmp_path / "odd.onnx", tmp_path / "out.onnx"
+    weight = heavy((1024, 4097), 3)
+    onnx.save(matmul(weight, batch=("b", 1024)), path)
+    sqo.quantize(path, out, max_memory="310MB", threads=4)
+    few = tmp_path / "few.onnx"
+    sqo.quantize(path, few, threads=1)
+    assert out.read_bytes() == few.read_bytes()
+    onnx.save(matmul(heavy((4096, 8193), 3), batch=("b", 4096)), path)
+    with pytest.raises(TensorError, match="raise it, take the format matmulnbits"):
+        sqo.quantize(path, out, max_memory="220MB", threads=1, force=True)
+
+
+def test_text_that_is_not_utf8(tmp_path):
+    """Old tools write Latin-1 into names and descriptions; it comes out as it went in."""
+    path, out = tmp_path / "latin.onnx", tmp_path / "out.onnx"
+    proto = matmul(heavy((64, 48), 0))
+    proto.producer_name = "caf_"
+    path.write_bytes(proto.SerializeToString().replace(b"caf_", b"caf\xe9"))
+    sqo.quantize(path, out)
+    assert b"caf\xe9" in out.read_bytes()

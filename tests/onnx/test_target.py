@@ -125,3 +125,56 @@ def test_force_replaces_the_data_of_the_replaced_model(tmp_path):
     sqo.split(source(tmp_path, 2, external=False), out, force=True)
     assert not (tmp_path / "out.onnx.data").exists()
     np.testing.assert_allclose(run(tmp_path / "m2.onnx", {"x": X})[0], run(out, {"x": X})[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("external", [False, True])
+@pytest.mark.parametrize("failing", [1, 2, 3, 4])
+def test_the_old_model_stays_where_names_cannot_be_given(tmp_path, monkeypatch, external, failing):
+    """Whichever renaming fails under --force, the model that was to be replaced is there, whole, and nothing else is."""
+    path, out = source(tmp_path, external=external), tmp_path / "out.onnx"
+    sqo.split(source(tmp_path, 1, external=external), out)
+    wanted, before = run(out, {"x": X})[0], names(tmp_path)
+    replace, calls = type(out).replace, []
+
+    def broken(self, target):
+        calls.append(target)
+        if len(calls) == failing:
+            raise OSError(5, "Input/output error")
+        return replace(self, target)
+
+    monkeypatch.setattr(type(out), "replace", broken)
+    if failing > (4 if external else 1):
+        return
+    with pytest.raises(DestinationError, match="Input/output error"):
+        sqo.split(path, out, force=True)
+    np.testing.assert_array_equal(run(out, {"x": X})[0], wanted)
+    assert names(tmp_path) == before
+
+
+@pytest.mark.parametrize("graph_was_written", [False, True])
+def test_what_a_killed_run_set_aside(tmp_path, graph_was_written):
+    """A run killed while it replaces a model with external data: the next one puts the old back, or takes it away."""
+    out, key = tmp_path / "out.onnx", "0123456789abcdef"
+    sqo.split(source(tmp_path), out)
+    wanted = run(out, {"x": X})[0]
+    for name in ("out.onnx", "out.onnx.data"):
+        (tmp_path / name).rename(tmp_path / f".{name}.{key}.old")
+    (tmp_path / "new").mkdir()
+    sqo.split(source(tmp_path, 1), tmp_path / "new" / out.name)
+    (tmp_path / "new" / "out.onnx.data").rename(tmp_path / "out.onnx.data")
+    (tmp_path / "new" / out.name).rename(out if graph_was_written else tmp_path / f".out.onnx.{key}.partial")
+    with pytest.raises(DestinationError, match="exists"):
+        sqo.split(source(tmp_path), out)
+    assert np.array_equal(run(out, {"x": X})[0], wanted) is not graph_was_written
+    sqo.split(source(tmp_path), out, force=True)
+    np.testing.assert_array_equal(run(out, {"x": X})[0], wanted)
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_small_external_weights_leave_no_empty_data(tmp_path):
+    """A model whose parts are all too small for external data comes as one file, again and again."""
+    path, out = tmp_path / "small.onnx", tmp_path / "out.onnx"
+    onnx.save(matmul(heavy((64, 4), 0)), path, save_as_external_data=True, size_threshold=0)
+    for _ in range(2):
+        sqo.quantize(path, out, force=True)
+        assert names(tmp_path) == sorted({"out.onnx", *(name for name in names(tmp_path) if "out" not in name)})

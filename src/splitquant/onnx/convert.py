@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -18,7 +18,7 @@ from splitquant.core.error import NO_ERROR, ErrorFigures
 from splitquant.core.spec import EMBEDDING, QuantSpec
 from splitquant.errors import SourceError, TensorError
 from splitquant.onnx.dtypes import name_of
-from splitquant.onnx.encode import PartPlaces, encode_weight
+from splitquant.onnx.encode import PartPlaces, encode_weight, needs_all_memory
 from splitquant.onnx.forms import HalfScaleError, Piece
 from splitquant.onnx.functions import function_constants
 from splitquant.onnx.opset import inline_functions, least_ir_version, opset_of, raise_opset
@@ -266,7 +266,7 @@ class _Job:
         """Write all parts, and copy what is kept."""
         wider: set[str] = set()
 
-        def work(unit: _Unit) -> ErrorFigures:
+        def work(unit: _Unit, budget: MemoryBudget = budget) -> ErrorFigures:
             form = unit.plan.form
             assert form is not None
             tensor, name = form.layer.weight.tensor, unit.plan.weight_name
@@ -283,13 +283,16 @@ class _Job:
             advance(tensor.nbytes)
             return figures
 
+        whole = {key: unit for key, unit in self._units.items() if _needs_all_memory(unit, budget)}
+        figures = {key: work(unit, replace(budget, threads=1)) for key, unit in whole.items()}
+        rest = {key: unit for key, unit in self._units.items() if key not in whole}
         with ThreadPoolExecutor(budget.threads) as pool:
-            figures = list(pool.map(work, self._units.values()))
+            figures.update(zip(rest, pool.map(work, rest.values()), strict=True))
         if wider:
             raise _WiderScales(frozenset(wider))
         for place, tensor in self._copied:
             place.copy_of(tensor)
-        return dict(zip(self._units, figures, strict=True))
+        return figures
 
     def finish(self) -> None:
         """Complete files, or bytes in the model."""
@@ -353,6 +356,10 @@ class _Job:
             found = f"{name}_{number}"
         self._taken.update(found + suffix for suffix in suffixes)
         return found
+
+
+def _needs_all_memory(unit: _Unit, budget: MemoryBudget) -> bool:
+    return unit.plan.form is not None and needs_all_memory(unit.plan.form, budget)
 
 
 def _put_in_place(graph: GraphProto, replacement: Mapping[int, Sequence[NodeProto]]) -> None:

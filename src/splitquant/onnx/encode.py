@@ -156,16 +156,13 @@ class _Reader:
         assert kinds is not None
         self._kinds = kinds
         self._stored_axis = weight.perm[form.layer.axis]
-        item = max(numpy_of(kind).itemsize for kind in kinds)
-        written = item if form.name == "float" else form.stored_bits / 8
-        per_weight = item * (1 + len(kinds)) + form.parts * written
-        room = max(0, budget.thread_bytes - _CHUNK_WEIGHTS * _WORK_BYTES)
-        self._large = max(_STEP, int(room / (per_weight * max(1, form.cols))) // _STEP * _STEP)
+        self._large = _channels_at_once(form, budget)
         self._small = max(_STEP, _CHUNK_WEIGHTS // max(1, form.cols) // _STEP * _STEP)
         if _must_be_whole(form):
             if form.rows > self._large:
                 raise TensorError(
-                    "has rows whose low-bit codes do not end at whole bytes, and is larger than max-memory"
+                    "has rows whose low-bit codes do not end at whole bytes, so that it is packed as a whole, and max-memory is not "
+                    "enough for that: raise it, take the format matmulnbits, or 8 bits"
                 )
             self._small = form.rows
         self._held: _Span | None = None
@@ -193,6 +190,22 @@ class _Reader:
             return to_matrix(array, axis)
         out = _SCRATCH.get("matrix", array.nbytes).view(array.dtype).reshape(array.shape[::-1])
         return transposed(array, out)
+
+
+def needs_all_memory(form: Form, budget: MemoryBudget) -> bool:
+    """Whether a weight has to be in memory as a whole, and is more than one thread's share of it."""
+    return _must_be_whole(form) and form.rows > _channels_at_once(form, budget)
+
+
+def _channels_at_once(form: Form, budget: MemoryBudget) -> int:
+    """How many output channels, as read and as written, a thread may hold."""
+    kinds = form.layer.weight.kinds
+    assert kinds is not None
+    item = max(numpy_of(kind).itemsize for kind in kinds)
+    written = item if form.name == "float" else form.stored_bits / 8
+    per_weight = item * (1 + len(kinds)) + form.parts * written
+    room = max(0, budget.thread_bytes - _CHUNK_WEIGHTS * _WORK_BYTES)
+    return max(_STEP, int(room / (per_weight * max(1, form.cols))) // _STEP * _STEP)
 
 
 def _must_be_whole(form: Form) -> bool:

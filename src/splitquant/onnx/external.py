@@ -65,7 +65,7 @@ class ExternalFiles:
             file.close()
 
     def _file(self, location: str, where: str) -> SourceFile:
-        relative = PurePosixPath(location)
+        relative = PurePosixPath(location if isinstance(location, str) else "")  # bytes are text that is not UTF-8
         if not relative.parts or "\0" in location or "\\" in location:
             raise SourceError(f"{where} has external data at {location!r}, which is no path; {_REMEDY}")
         if relative.is_absolute() or ".." in relative.parts:

@@ -68,6 +68,8 @@ def _pieces(message: Message, room: Mapping[int, int]) -> Sequence[bytes | int]:
         if field.name not in inside:
             if hasattr(content, "MergeFrom"):  # messages and repeated fields
                 getattr(rest, field.name).MergeFrom(content)
+            elif field.type == field.TYPE_STRING and isinstance(content, bytes):  # text that is not UTF-8
+                rest.MergeFromString(varint(field.number << 3 | 2) + varint(len(content)) + content)
             else:
                 setattr(rest, field.name, content)
             continue

@@ -102,6 +102,7 @@ class Sink:
         Raises DestinationError for a graph that is too large, and for a disk that is too full.
         """
         offsets = self._point_outside(target.location) if external else []
+        external = len(offsets) > 0
         inside = self._rooms if not external else [room for room in self._rooms if room[1].nbytes < LEAST_EXTERNAL]
         layout = laid_out(model, {id(proto): place.nbytes for proto, place in inside})
         if layout.nbytes >= LARGEST_FILE:

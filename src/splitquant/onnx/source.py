@@ -120,12 +120,16 @@ class Source:
 
 def locations_of(path: Path) -> set[str]:
     """What a model file calls the files of its external data; SourceError where it is no model."""
-    return {
+    found = {
         entry.value
         for tensor in _tensors(_parsed(path, read_skeleton(path, "")))
         for entry in tensor.external_data
         if entry.key == "location" and entry.value
     }
+    for location in found:
+        if not isinstance(location, str):
+            raise SourceError(f"{path}: has external data at {location!r}, which is no path; export the model again")
+    return found
 
 
 def data_files_of(path: Path) -> list[Path]:

@@ -36,6 +36,7 @@ class Target:
         self._lock = -1
         self._sources = sources
         self._with_data = False
+        self._force = force
         self._check(path, force=force)
 
     @property
@@ -63,14 +64,14 @@ class Target:
         try:
             with _turn_in(self.path.absolute().parent):
                 replaced = self._replaces_data()
-                with suppress(FileNotFoundError):
-                    self.path.unlink()
-                if self._with_data:
-                    self.growing_data.replace(self.data_path)
-                elif replaced:
-                    with suppress(FileNotFoundError):
+                if not self._with_data:
+                    self.growing.replace(self.path)
+                    if replaced:
                         self.data_path.unlink()
-                self.growing.replace(self.path)
+                    return
+                with self._set_aside(self.path, self.data_path):
+                    self.growing_data.replace(self.data_path)
+                    self.growing.replace(self.path)
         except OSError as error:
             raise destination_error(self.path, error) from error
 
@@ -79,8 +80,11 @@ class Target:
         try:
             with _turn_in(parent):
                 self._remove_leftovers(parent)
+                self._check(self.path, force=self._force)  # a model that was put back is there again
                 self._lock = os.open(self.growing, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
+        except DestinationError:
+            raise
         except OSError as error:
             raise destination_error(self.path, error) from error
         return self
@@ -106,6 +110,22 @@ class Target:
         if path.exists() and not force:
             raise DestinationError(f"{path}: exists; choose another place with -o, or replace it with --force")
 
+    @contextmanager
+    def _set_aside(self, *paths: Path) -> Iterator[None]:
+        """Files out of the way: back in their places if what is done in between fails, else gone."""
+        held = [(path, path.with_name(f".{path.name}.{self._run}.old")) for path in paths if path.exists()]
+        try:
+            for path, aside in held:
+                path.replace(aside)
+            yield
+        except OSError:
+            for path, aside in held:
+                with suppress(FileNotFoundError):
+                    aside.replace(path)
+            raise
+        for _, aside in held:
+            aside.unlink()
+
     def _replaces_data(self) -> bool:
         """Whether the model that is replaced keeps its weights where the external data would be."""
         return self.path.is_file() and self.data_path.is_file() and self._refers_to_data(self.path)
@@ -127,6 +147,18 @@ class Target:
             for left in (model, data):
                 with suppress(OSError):
                     left.unlink()
+
+        self._put_back(parent)
+
+    def _put_back(self, parent: Path) -> None:
+        """Undo what a killed run set aside, unless it had come to the end. Live runs set nothing aside while this is their turn."""
+        name = re.compile(rf"\.({re.escape(self.path.name)}(\.data)?)\.{_KEY}\.old")
+        done = self.path.exists()
+        for path in parent.iterdir():
+            match = name.fullmatch(path.name)
+            if match is not None:
+                with suppress(OSError):
+                    path.unlink() if done else path.replace(parent / match[1])
 
     def _refers_to_data(self, path: Path) -> bool:
         with suppress(SourceError):
