@@ -218,6 +218,8 @@ def quantize(
         paper = preset is Preset.paper
         if (target, strategy, layout, paper) == (None, None, None, False):
             target = "linear-asym"
+            if bits in (5, 6, 7) and clusters is None:  # such codes are stored as INT8, so two parts are no gain
+                clusters = 1
         usual_layout = "parallel" if target is None and strategy != "lloyd" else None  # lloyd is refused by Options
         choices = Choices(bits, clusters, strategy, granularity, layout or usual_layout, symmetric, target, polish)
         options = Options(
