@@ -82,7 +82,7 @@ def cells_calls(kind: Kind, x: Matrix) -> Iterator[tuple[str, Call]]:
         planes = codes, ids if spec.cluster_bits else None
         yield (
             f"encode_cells channel, {spec.clusters << spec.bits} cells",
-            lambda k, g=grid, p=planes: k.encode_cells(x, scale, inverse, cols, g, *p),
+            lambda k, g=grid, p=planes: k.encode(x, scale, inverse, cols, g, *p),
         )
 
 

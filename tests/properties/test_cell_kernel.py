@@ -84,7 +84,7 @@ def encoded(kernels, x, scale, inverse, group, grid):
     id_bits = CLUSTER_ID_BITS[grid.clusters]
     ids = np.full((rows, -(-cols * id_bits // 8)), 0xA5, np.uint8) if id_bits else None
     with np.errstate(all="ignore"):
-        errors = kernels.encode_cells(x, scale, inverse, group, grid, codes, ids)
+        errors = kernels.encode(x, scale, inverse, group, grid, codes, ids)
     return codes, ids, errors
 
 
@@ -203,11 +203,11 @@ def test_wrong_arguments_are_refused(isa):
     short = Cells(grid.cells.border, grid.cells.level[:2], grid.cells.code, grid.cells.cluster)
     none = Cells(*(part[:0] for part in (grid.cells.border, grid.cells.level, grid.cells.code, grid.cells.cluster)))
     for wrong in (
-        lambda: COMPILED.encode_cells(x, scale, scale, 40, grid, codes[:, :19], ids),
-        lambda: COMPILED.encode_cells(x, scale, scale, 40, grid, codes, ids[:, :9]),
-        lambda: COMPILED.encode_cells(x, scale[:1], scale, 40, grid, codes, ids),
-        lambda: COMPILED.encode_cells(x, None, None, 0, grid_of(short, 4, 3), codes, ids),
-        lambda: COMPILED.encode_cells(x, None, None, 0, grid_of(none, 4, 3), codes, ids),
+        lambda: COMPILED.encode(x, scale, scale, 40, grid, codes[:, :19], ids),
+        lambda: COMPILED.encode(x, scale, scale, 40, grid, codes, ids[:, :9]),
+        lambda: COMPILED.encode(x, scale[:1], scale, 40, grid, codes, ids),
+        lambda: COMPILED.encode(x, None, None, 0, grid_of(short, 4, 3), codes, ids),
+        lambda: COMPILED.encode(x, None, None, 0, grid_of(none, 4, 3), codes, ids),
     ):
         with pytest.raises((TypeError, ValueError)):
             wrong()

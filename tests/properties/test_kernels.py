@@ -223,8 +223,7 @@ def encoded(kernels, x, scale, inverse, group, grid, spec):
     codes = np.full((x.shape[0], codes_width), 0xA5, np.uint8)
     clusters = np.full((x.shape[0], clusters_width), 0xA5, np.uint8) if clusters_width else None
     with np.errstate(all="ignore"):
-        encode = kernels.encode if grid.cells is None else kernels.encode_cells
-        errors = encode(x, scale, inverse, group, grid, codes, clusters)
+        errors = kernels.encode(x, scale, inverse, group, grid, codes, clusters)
     return [codes, *([] if clusters is None else [clusters]), *errors]
 
 

@@ -95,23 +95,8 @@ class Kernels(Protocol):
 
         With `u = float32(x) * inverse`: the cluster is the last c with `lower[c] <= u`, the code is
         `clip(rint((u - offset[c]) * inverse_scale[c]), code_min, code_max)`, all in float32, and
-        `w_hat = row_scale * levels[c, code]`.
-        """
-        ...
-
-    def encode_cells(
-        self,
-        x: Matrix,
-        row_scale: F32 | None,
-        inverse: F32 | None,
-        group: int,
-        grid: Grid,
-        codes: U8,
-        clusters: U8 | None,
-    ) -> RowErrors:
-        """As `encode`, by the cells of the grid: with n the number of borders that are at most u, those of cell n.
-
-        `w_hat = row_scale * level[n]`; NaN is in cell 0.
+        `w_hat = row_scale * levels[c, code]`. Where the grid has cells: cluster, code and level are those of cell n, the number
+        of borders that are at most u (0 for NaN).
         """
         ...
 

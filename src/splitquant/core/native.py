@@ -85,30 +85,14 @@ class NativeKernels:
     ) -> RowErrors:
         words, kind = _words(x)
         scales = (_per_group(row_scale), _per_group(inverse), group)
-        pieces = (
-            np.ascontiguousarray(part, np.float32) for part in (grid.lower, grid.scale, grid.offset, grid.inverse_scale)
-        )
         planes, errors = _outputs(len(x), grid, codes, clusters)
-        _native.encode(words, kind, *scales, grid.bits, grid.code_min, grid.code_max, *pieces, *planes, *errors)
-        return errors
-
-    def encode_cells(
-        self,
-        x: Matrix,
-        row_scale: F32 | None,
-        inverse: F32 | None,
-        group: int,
-        grid: Grid,
-        codes: U8,
-        clusters: U8 | None,
-    ) -> RowErrors:
-        cells = grid.cells
-        assert cells is not None
-        words, kind = _words(x)
-        scales = (_per_group(row_scale), _per_group(inverse), group)
-        pieces = (cells.border, cells.level, cells.code, cells.cluster)
-        planes, errors = _outputs(len(x), grid, codes, clusters)
-        _native.encode_cells(words, kind, *scales, grid.bits, *pieces, *planes, *errors)
+        if grid.cells is None:
+            parts = (grid.lower, grid.scale, grid.offset, grid.inverse_scale)
+            pieces = (np.ascontiguousarray(part, np.float32) for part in parts)
+            _native.encode(words, kind, *scales, grid.bits, grid.code_min, grid.code_max, *pieces, *planes, *errors)
+        else:
+            cells = (grid.cells.border, grid.cells.level, grid.cells.code, grid.cells.cluster)
+            _native.encode_cells(words, kind, *scales, grid.bits, *cells, *planes, *errors)
         return errors
 
     def pack(self, values: U8, bits: int) -> U8:

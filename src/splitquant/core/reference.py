@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from splitquant.core.affine import Grid
+from splitquant.core.affine import Cells, Grid
 from splitquant.core.histogram import KEYS, Kind, Values
 from splitquant.core.kernels import F32, F64, I64, U8, U32, Counts32, Matrix, RowErrors
 from splitquant.core.polish import fitted
@@ -158,56 +158,12 @@ class NumpyKernels:
         codes: U8,
         clusters: U8 | None,
     ) -> RowErrors:
-        levels, inverse_scale = grid.levels, grid.inverse_scale
-
-        def stored(u: F32) -> tuple[F32, U8, U8]:
-            cluster = np.zeros(u.shape, np.uint8)
-            for border in grid.lower[1:]:
-                cluster += u >= border
-            with np.errstate(over="ignore"):
-                steps = np.rint((u - grid.offset[cluster]) * inverse_scale[cluster])
-            code = np.clip(steps, grid.code_min, grid.code_max).astype(np.uint8)
-            return levels[cluster, code], code, cluster
-
-        return self._encode(x, row_scale, inverse, group, grid, codes, clusters, stored)
-
-    def encode_cells(
-        self,
-        x: Matrix,
-        row_scale: F32 | None,
-        inverse: F32 | None,
-        group: int,
-        grid: Grid,
-        codes: U8,
-        clusters: U8 | None,
-    ) -> RowErrors:
-        cells = grid.cells
-        assert cells is not None
-
-        def stored(u: F32) -> tuple[F32, U8, U8]:
-            cell = np.searchsorted(cells.border, u, side="right")
-            cell[np.isnan(u)] = 0
-            return cells.level[cell], cells.code[cell], cells.cluster[cell]
-
-        return self._encode(x, row_scale, inverse, group, grid, codes, clusters, stored)
-
-    def _encode(
-        self,
-        x: Matrix,
-        row_scale: F32 | None,
-        inverse: F32 | None,
-        group: int,
-        grid: Grid,
-        codes: U8,
-        clusters: U8 | None,
-        stored: Callable[[F32], tuple[F32, U8, U8]],
-    ) -> RowErrors:
-        """`stored` gives the level, the code and the cluster of every value."""
         rows, cols = x.shape
         errors = RowErrors(np.empty(rows), np.empty(rows), np.empty(rows, np.float32))
         for block in _blocks(rows, cols):
             w = to_float32(x[block])
-            w_hat, code, cluster = stored(w if inverse is None else w * _spread(inverse[block], group, cols))
+            u = w if inverse is None else w * _spread(inverse[block], group, cols)
+            w_hat, code, cluster = _by_rounding(u, grid) if grid.cells is None else _by_cells(u, grid.cells)
             if row_scale is not None:
                 w_hat = w_hat * _spread(row_scale[block], group, cols)
             codes[block] = self.pack(code, grid.bits)
@@ -278,6 +234,24 @@ class NumpyKernels:
 
     def crc32(self, data: U8) -> int:
         return zlib.crc32(data.data)
+
+
+def _by_rounding(u: F32, grid: Grid) -> tuple[F32, U8, U8]:
+    """Level, code and cluster of every value, by its cluster's own grid."""
+    cluster = np.zeros(u.shape, np.uint8)
+    for border in grid.lower[1:]:
+        cluster += u >= border
+    with np.errstate(over="ignore"):
+        steps = np.rint((u - grid.offset[cluster]) * grid.inverse_scale[cluster])
+    code = np.clip(steps, grid.code_min, grid.code_max).astype(np.uint8)
+    return grid.levels[cluster, code], code, cluster
+
+
+def _by_cells(u: F32, cells: Cells) -> tuple[F32, U8, U8]:
+    """Level, code and cluster of every value, by the cell it lies in."""
+    cell = np.searchsorted(cells.border, u, side="right")
+    cell[np.isnan(u)] = 0
+    return cells.level[cell], cells.code[cell], cells.cluster[cell]
 
 
 def row_errors(w: F32, w_hat: F32) -> RowErrors:

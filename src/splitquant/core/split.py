@@ -125,8 +125,7 @@ def levels_from(spec: QuantSpec, planes: Mapping[Any, F32]) -> tuple[F32, F32, F
 def encode_rows(x: Matrix, rows: RowScales | None, grid: Grid, codes: U8, clusters: U8 | None) -> RowErrors:
     """Quantize a window of rows into its part of the planes (written in place); returns the errors per row."""
     scale, inverse, group = (None, None, 0) if rows is None else (rows.scale, rows.inverse, rows.group)
-    encode = kernels().encode if grid.cells is None else kernels().encode_cells
-    return encode(x, scale, inverse, group, grid, codes, clusters)
+    return kernels().encode(x, scale, inverse, group, grid, codes, clusters)
 
 
 def sums_of(errors: RowErrors) -> ErrorSums:
