@@ -154,7 +154,7 @@ def _refit_parts(grid: Grid, fit: Fit, spec: QuantSpec) -> Grid:
     scale = grid.scale.astype(np.float64)
     for part, own in enumerate(unit):  # one after the other, the rest held
         squares = _total(fit.count[0] * own * own)
-        others = scale @ unit - scale[part] * own
+        others = np.add.accumulate(scale[:, None] * unit)[-1] - scale[part] * own
         if squares > 0.0:
             found = round_scale(_total((fit.sum[0] - fit.count[0] * others) * own) / squares)
             scale[part] = found if found > 0.0 else scale[part]
