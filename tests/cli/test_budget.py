@@ -8,26 +8,8 @@ import sys
 import pytest
 
 from folders import tiny_folder, tree
-from splitquant.cli import main
 
 QUICK = ("--granularity", "channel", "--strategy", "min_error")  # a small pool
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """The command line in this process: exit code, standard output, standard error."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["splitquant", *map(str, args)])
-        capsys.readouterr()
-        try:
-            main.run()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture

@@ -29,15 +29,6 @@ HOSTILE = [0.0, -0.0, TINY, -TINY, 2.0**-126, -(2.0**-126), 1.0, -1.0, 3.4028234
 laws = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture(params=native.isas())
-def isa(request):
-    """Each instruction set of this machine in turn."""
-    before = native.isa()
-    native.set_isa(request.param)
-    yield request.param
-    native.set_isa(before)
-
-
 def window_of(kind, bits):
     """A window of the given bit patterns."""
     x = np.asarray(bits, WORDS[kind])

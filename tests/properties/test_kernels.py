@@ -36,15 +36,6 @@ GROUPS = (1, 2, 3, 7, 16, 32, 48, 64, 100, 128, 512, 513)
 laws = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture(params=native.isas())
-def isa(request):
-    """Each instruction set of this machine in turn."""
-    before = native.isa()
-    native.set_isa(request.param)
-    yield request.param
-    native.set_isa(before)
-
-
 def values_of(flavour, rng, rows, cols):
     """Finite float32 numbers [rows, cols] of the given character."""
     normal = rng.standard_normal((rows, cols), dtype=np.float32)

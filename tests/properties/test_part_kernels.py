@@ -21,15 +21,6 @@ COMPILED = NativeKernels()
 laws = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture(params=native.isas())
-def isa(request):
-    """Each instruction set of this machine in turn."""
-    before = native.isa()
-    native.set_isa(request.param)
-    yield request.param
-    native.set_isa(before)
-
-
 @st.composite
 def parts(draw):
     """Codes and cluster ids of a few rows, with the zero_point and the base of every part."""

@@ -26,13 +26,10 @@ from splitquant.core.native import NativeKernels  # noqa: E402 - only where the 
 laws = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture(params=native.isas())
-def compiled(request):
+@pytest.fixture
+def compiled(isa):
     """The kernels with each instruction set of this machine in turn."""
-    before = native.isa()
-    native.set_isa(request.param)
-    yield NativeKernels()
-    native.set_isa(before)
+    return NativeKernels()
 
 
 def check(compiled, grid, values):

@@ -1,0 +1,141 @@
+"""Pipes, terminals and signals: plain text, colour, names of any kind, a clean end."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from commands import ESCAPE, environment, process
+from folders import (
+    tiny_sharded,
+    tree,
+)
+from splitquant import api
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-7](;[0-9;]*)?m|\x1b\[38;")
+
+
+SLOW = """
+    import sys, time
+    from pathlib import Path
+    from splitquant.checkpoint import convert
+    from splitquant.cli import main
+
+    marker = Path(sys.argv.pop(1))
+    original = convert.transform_tensor
+    done = []
+
+    def transform(plan, streams, pool):
+        if len(done) > 6:
+            marker.touch()
+            time.sleep(1.5)
+        done.append(plan.name)
+        return original(plan, streams, pool)
+
+    convert.transform_tensor = transform
+    main.run()
+"""
+
+
+@pytest.mark.parametrize("width", ["40", None])
+def test_output_to_a_pipe_is_plain(tmp_path, source, width):
+    """Without a terminal there is no escape code, with any width and any wish for colours but FORCE_COLOR."""
+    more = {"COLUMNS": width} if width else {}
+    for args in (("quantize", source, "-o", tmp_path / "q", "-v"), ("quantize", source, "-o", tmp_path / "q")):
+        done = process(*args, **more)
+        assert ESCAPE not in done.out + done.err
+        assert "\r" not in done.out + done.err
+
+
+def on_terminal(*args, **more):
+    """The output of a command whose standard output and error are a terminal."""
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "splitquant.cli.main", *map(str, args)]
+    with subprocess.Popen(command, env=environment(**more), stdin=slave, stdout=slave, stderr=slave) as running:
+        os.close(slave)
+        text = b""
+        while True:
+            try:
+                piece = os.read(master, 65536)
+            except OSError:  # the other end is closed
+                break
+            if not piece:
+                break
+            text += piece
+    os.close(master)
+    return running.returncode, text.decode()
+
+
+def test_colour_on_a_terminal_only_and_never_with_no_color(tmp_path, source):
+    """On a terminal errors are red, and with NO_COLOR nothing has a colour."""
+    code, text = on_terminal("inspect", tmp_path / "nowhere")
+    assert code == 1
+    assert COLOUR.search(text)
+    code, text = on_terminal("inspect", tmp_path / "nowhere", NO_COLOR="1")
+    assert code == 1
+    assert ESCAPE not in text
+    code, text = on_terminal("quantize", source, "-o", tmp_path / "q", NO_COLOR="1")
+    assert code == 0
+    assert not COLOUR.search(text)
+
+
+@pytest.mark.parametrize("name", ["out[bold]", "out[red]x", "a [b] c", "[i]", "with space", "ümläut", ":key:"])
+def test_brackets_in_paths_are_text(cli, tmp_path, source, name):
+    """A path is shown as it is."""
+    q, f = tmp_path / name, tmp_path / f"f{name}"
+    done = cli("quantize", source, "-o", q)
+    assert done.code == 0
+    assert f"written to {q}; next: " in done.err
+    done = cli("dequantize", q, "-o", f)
+    assert done.code == 0
+    assert f"written to {f}" in done.err
+
+
+def test_closing_tag_in_a_path(cli, tmp_path, source):
+    """A path that looks like a closing tag is no error."""
+    done = cli("quantize", source, "-o", tmp_path / "x[" / "b]")  # the text is x[/b]
+    assert done.code == 0
+    assert "x[/b]" in done.err
+
+
+def test_interrupt(tmp_path):
+    """Ctrl-C is exit code 130 and one line that says what to do; the same command takes up finished shards."""
+    source, q, marker = tiny_sharded(tmp_path / "m"), tmp_path / "q", tmp_path / "marker"
+    args = ["quantize", str(source), "-o", str(q), "--threads", "1"]
+    command = [sys.executable, "-c", textwrap.dedent(SLOW), str(marker), *args]
+    with subprocess.Popen(
+        command, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as running:
+        deadline = time.monotonic() + 30
+        while not marker.exists():
+            assert running.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert out == ""
+    assert re.fullmatch("error: interrupted; the same command takes up .*\n", err)
+    assert not q.exists()
+    done = process(*args)
+    assert done.code == 0
+    assert "1 shards taken up" in done.err or "1 shard taken up" in done.err
+    api.quantize(source, tmp_path / "clean")
+    assert tree(q) == tree(tmp_path / "clean")
+
+
+def test_closed_pipe_is_no_traceback(source):
+    """A reader that goes away (`| head -1`) is no reason for a traceback."""
+    command = f"{sys.executable} -m splitquant.cli.main inspect '{source}' --json - | head -c 1"
+    done = subprocess.run(["bash", "-c", command], env=environment(), capture_output=True, text=True, check=False)
+    assert done.stdout == "{"
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
