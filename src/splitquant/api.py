@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,8 @@ def quantize(
     Raises SpecError, SourceError, TensorError, DestinationError (see `splitquant.errors`); on an error nothing is left.
     """
     resources = Resources(_bytes(max_memory), threads, force)
-    goal = _goal(target_bits, target_size, weighting, fixed, target, choose_embeddings=embeddings == "auto")
-    spec = spec if goal else _for_target(spec, target)
-    folder, planned = _plan(Path(source), spec, embeddings, include, exclude, goal, plan, resources, target)
+    wish = _Wish(spec, embeddings, include, exclude, target, target_bits, target_size, weighting, fixed, plan)
+    folder, planned = wish.plan_for(Path(source), resources)
     return apply_plan(folder, planned, Path(destination), resources, advance)
 
 
@@ -80,10 +80,8 @@ def dry_run(
     threads: int = 0,
 ) -> Plan:
     """What `quantize` would do with every tensor of a folder, and why; reads headers only, unless a target is given."""
-    goal = _goal(target_bits, target_size, weighting, fixed, target, choose_embeddings=embeddings == "auto")
-    spec = spec if goal else _for_target(spec, target)
-    resources = Resources(_bytes(max_memory), threads)
-    return _plan(Path(source), spec, embeddings, include, exclude, goal, plan, resources, target)[1]
+    wish = _Wish(spec, embeddings, include, exclude, target, target_bits, target_size, weighting, fixed, plan)
+    return wish.plan_for(Path(source), Resources(_bytes(max_memory), threads))[1]
 
 
 def verify(source: AnyPath, destination: AnyPath, *, max_memory: int | str = DEFAULT_MAX_MEMORY) -> Verified:
@@ -110,53 +108,59 @@ def recipe_of(
     return Recipe(spec or QuantSpec(), embeddings_for(target, embeddings), patterns(include), patterns(exclude))
 
 
-def _for_target(spec: QuantSpec | None, target: str | None) -> QuantSpec | None:
-    if target is None or spec is None:
-        return spec if target is None else spec_for(target)
-    target_of(target).refuse(spec)
-    return spec
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What a caller said of a folder; the fields are the arguments of `quantize`."""
 
+    spec: QuantSpec | None
+    embeddings: QuantSpec | int | str | None
+    include: Sequence[str] | str
+    exclude: Sequence[str] | str
+    target: str | None
+    target_bits: float | None
+    target_size: int | str | None
+    weighting: str | Mapping[str, float]
+    fixed: Mapping[str, Any] | None
+    plan: AnyPath | None
 
-def _goal(
-    bits: float | None,
-    nbytes: int | str | None,
-    weighting: str | Mapping[str, float],
-    fixed: Mapping[str, Any] | None,
-    target: str | None,
-    *,
-    choose_embeddings: bool,
-) -> Goal | None:
-    if bits is None and nbytes is None:
-        if weighting != "energy" or fixed is not None:
-            raise SpecError("weighting and fixed need target_bits or target_size")
-        return None
-    if isinstance(weighting, str) and weighting not in ("energy", "relative"):
-        weighting = read_object(Path(weighting))
-    return Goal(bits, None if nbytes is None else _bytes(nbytes), weighting, fixed or {}, choose_embeddings, target)
+    def plan_for(self, source: Path, resources: Resources) -> tuple[Folder, Plan]:
+        """The folder and what becomes of its tensors; SpecError for what does not go together."""
+        goal = self._goal()
+        spec = self.spec if goal is not None else self._spec()
+        recipe = recipe_of(spec, self.embeddings, self.include, self.exclude, self.target)
+        if goal is not None and spec is not None:
+            raise SpecError("a spec and a target are given; hold some of its fields fast with fixed={...} instead")
+        if self.plan is not None:
+            if goal is not None or recipe != Recipe():
+                raise SpecError("a plan says what becomes of every tensor; leave out all other choices")
+            return read_plan(source, Path(self.plan))
+        if goal is None:
+            return plan_folder(source, recipe)
+        frontier = measure_frontier(source, recipe, goal, resources)
+        return frontier.folder, frontier.for_goal(goal).plan
 
+    def _spec(self) -> QuantSpec | None:
+        if self.target is None or self.spec is None:
+            return self.spec if self.target is None else spec_for(self.target)
+        target_of(self.target).refuse(self.spec)
+        return self.spec
 
-def _plan(
-    source: Path,
-    spec: QuantSpec | None,
-    embeddings: QuantSpec | int | str | None,
-    include: Sequence[str] | str,
-    exclude: Sequence[str] | str,
-    goal: Goal | None,
-    plan: AnyPath | None,
-    resources: Resources,
-    target: str | None,
-) -> tuple[Folder, Plan]:
-    recipe = recipe_of(spec, embeddings, include, exclude, target)
-    if goal is not None and spec is not None:
-        raise SpecError("a spec and a target are given; hold some of its fields fast with fixed={...} instead")
-    if plan is not None:
-        if goal is not None or recipe != Recipe():
-            raise SpecError("a plan says what becomes of every tensor; leave out all other choices")
-        return read_plan(source, Path(plan))
-    if goal is None:
-        return plan_folder(source, recipe)
-    frontier = measure_frontier(source, recipe, goal, resources)
-    return frontier.folder, frontier.for_goal(goal).plan
+    def _goal(self) -> Goal | None:
+        weighting, nbytes = self.weighting, self.target_size
+        if self.target_bits is None and nbytes is None:
+            if weighting != "energy" or self.fixed is not None:
+                raise SpecError("weighting and fixed need target_bits or target_size")
+            return None
+        if isinstance(weighting, str) and weighting not in ("energy", "relative"):
+            weighting = read_object(Path(weighting))
+        return Goal(
+            bits=self.target_bits,
+            nbytes=None if nbytes is None else _bytes(nbytes),
+            weighting=weighting,
+            fixed=self.fixed or {},
+            choose_embeddings=self.embeddings == "auto",
+            target=self.target,
+        )
 
 
 def _bytes(size: int | str) -> int:

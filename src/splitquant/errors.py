@@ -30,6 +30,13 @@ class TensorError(SplitQuantError, ValueError):
     """A tensor cannot be quantized as asked."""
 
 
+def tensor_error(file: object, name: str, error: TensorError) -> TensorError:
+    """What is wrong with a tensor, with the file and the tensor it is of, and what to do."""
+    return TensorError(
+        f"{file}: tensor {name!r} {error}; repair the model, or keep this tensor as it is with --exclude {name!r}"
+    )
+
+
 class SourceError(SplitQuantError, OSError):
     """The input is missing, damaged, or of a kind that is not read."""
 

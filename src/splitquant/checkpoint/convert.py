@@ -151,6 +151,12 @@ def stored_tensors(plan: TensorPlan) -> list[tuple[str, str, tuple[int, ...]]]:
     return [(f"{plan.name}.{plane.name}", plane.dtype, plane.shape) for plane in plan.planes]
 
 
+def shard_header(shard: Shard, plans: Mapping[str, TensorPlan]) -> tuple[bytes, list[Entry]]:
+    """The header of a shard of the output, and the places of its tensors."""
+    stored = [item for entry in shard.entries for item in stored_tensors(plans[entry.name])]
+    return build_header(stored, shard.metadata or {"format": "pt"})
+
+
 def _write_shard(
     folder: Folder,
     shard: Shard,
@@ -161,9 +167,7 @@ def _write_shard(
 ) -> list[TensorOutcome]:
     """Write one shard: tensors that a thread can hold go to the pool as they are, larger ones share all its threads."""
     chosen = [plans[entry.name] for entry in shard.entries]
-    header, places = build_header(
-        [item for plan in chosen for item in stored_tensors(plan)], shard.metadata or {"format": "pt"}
-    )
+    header, places = shard_header(shard, plans)
     size = len(header) + sum(place.nbytes for place in places)
     with ExitStack() as stack:
         source = stack.enter_context(SourceFile(folder.path / shard.name))

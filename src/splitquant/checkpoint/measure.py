@@ -27,7 +27,7 @@ from splitquant.core.rows import to_matrix
 from splitquant.core.solve import needs_survey, solve
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import encode_rows, plane_widths, scale_rows, sums_of, survey
-from splitquant.errors import TensorError
+from splitquant.errors import TensorError, tensor_error
 from splitquant.plan.candidates import Options
 from splitquant.plan.plan import TensorPlan
 from splitquant.plan.planes import Geometry, geometry
@@ -81,10 +81,7 @@ def measure_folder(
             try:
                 options = _measure(reader, pool_of(tensor), budget)
             except TensorError as error:
-                raise TensorError(
-                    f"{reader.source.path}: tensor {tensor.name!r} {error}; repair the model, or keep this tensor as it is "
-                    f"with --exclude {tensor.name!r}"
-                ) from None
+                raise tensor_error(reader.source.path, tensor.name, error) from None
             advance(tensor.nbytes)
             return options
 

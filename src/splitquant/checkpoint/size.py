@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from splitquant.checkpoint.carry import config_text, index_text, report_pieces
-from splitquant.checkpoint.convert import stored_tensors
+from splitquant.checkpoint.convert import shard_header, stored_tensors
 from splitquant.checkpoint.folder import Folder
 from splitquant.checkpoint.safetensors import build_header
 from splitquant.core.error import ErrorFigures
@@ -69,8 +69,7 @@ def _shard_bytes(folder: Folder, plan: Plan) -> list[int]:
     by_name = {tensor.name: tensor for tensor in plan.tensors}
     sizes = []
     for shard in folder.shards:
-        stored = [item for entry in shard.entries for item in stored_tensors(by_name[entry.name])]
-        header, places = build_header(stored, shard.metadata or {"format": "pt"})
+        header, places = shard_header(shard, by_name)
         sizes.append(len(header) + sum(place.nbytes for place in places))
     return sizes
 

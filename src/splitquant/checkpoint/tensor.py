@@ -35,8 +35,9 @@ from splitquant.core.split import (
     scale_rows,
     sums_of,
     survey,
+    weighed_rows,
 )
-from splitquant.errors import TensorError
+from splitquant.errors import TensorError, tensor_error
 from splitquant.plan.plan import TensorPlan
 from splitquant.plan.planes import Geometry, geometry, scale_kind_of
 from splitquant.report.outcome import TensorOutcome, outcome_of
@@ -86,10 +87,7 @@ def transform_tensor(plan: TensorPlan, streams: Streams, pool: ThreadPoolExecuto
         try:
             checksums, figures = _quantize(plan, plan.spec, streams, pool)
         except TensorError as error:
-            raise TensorError(
-                f"{streams.source.path}: tensor {plan.name!r} {error}; repair the model, or keep this tensor as it is "
-                f"with --exclude {plan.name!r}"
-            ) from None
+            raise tensor_error(streams.source.path, plan.name, error) from None
     return outcome_of(plan, figures, {name: str(checksum) for name, checksum in checksums.items()})
 
 
@@ -148,8 +146,7 @@ def _quantize_matrix(
     if len(windows) == 1:
         x = _load(plan, g, index, (0, g.rows), streams)
         rows = scale_rows(x, spec)
-        weighed = rows.weighed(rows.heaviest) if rows is not None and needs_weights(spec) else rows
-        grid = solve(survey(x, weighed) if needs_survey(spec) else None, spec)
+        grid = solve(survey(x, weighed_rows(rows, spec)) if needs_survey(spec) else None, spec)
         written = [_encode(plan, spec, g, index, (0, g.rows), x, rows, grid, streams)]
         streams.advance(plan.nbytes // g.count)
         return written, grid
@@ -165,8 +162,7 @@ def _quantize_matrix(
 
     def look(window: tuple[int, int]) -> ValueHistogram:
         x = _load(plan, g, index, window, streams)
-        rows = scale_rows(x, spec)
-        histogram = survey(x, rows.weighed(heaviest) if rows is not None and needs_weights(spec) else rows)
+        histogram = survey(x, weighed_rows(scale_rows(x, spec), spec, heaviest))
         streams.advance(x.size * weight_bytes // passes)
         return histogram
 

@@ -206,7 +206,7 @@ def quantize(
     planning = Planning(target_bits, target_size, weighting, plan, save_plan, plot)
     if _is_onnx(source):
         from splitquant.cli.onnx_convert import OnnxJob, run_onnx_convert
-        from splitquant.onnx.options import Options
+        from splitquant.onnx.options import Options, usual_spec
         from splitquant.plan.targets import embeddings_for
 
         if dry_run or strict or planning != Planning():
@@ -216,14 +216,13 @@ def quantize(
         if form is not OnnxFormat.matmulnbits and (block_size, accuracy_level) != (None, None):
             raise SpecError("--block-size and --accuracy-level are of --format matmulnbits; leave them out, or add it")
         paper = preset is Preset.paper
-        if (target, strategy, layout, paper) == (None, None, None, False):
-            target = "linear-asym"
-            if bits in (5, 6, 7) and clusters is None:  # such codes are stored as INT8, so two parts are no gain
-                clusters = 1
-        usual_layout = "parallel" if target is None and strategy != "lloyd" else None  # lloyd is refused by Options
+        usual = (target, strategy, layout, paper) == (None, None, None, False)
+        usual_layout = (
+            "parallel" if not usual and target is None and strategy != "lloyd" else None
+        )  # Options refuses lloyd
         choices = Choices(bits, clusters, strategy, granularity, layout or usual_layout, symmetric, target, polish)
         options = Options(
-            choices.spec(paper=paper),
+            usual_spec(**choices.said()) if usual else choices.spec(paper=paper),
             embeddings_for(target, embeddings or "8"),
             (form or OnnxFormat.qdq).value,
             tuple(include or ()),

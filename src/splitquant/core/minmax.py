@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from splitquant.core.affine import SMALLEST_SCALE
 from splitquant.core.histogram import Kind
+from splitquant.core.reference import spread
 from splitquant.core.rows import refuse_huge
 from splitquant.core.solve import NONFINITE
 from splitquant.core.spec import QuantSpec
@@ -71,7 +72,7 @@ def minmax_rounded(
     group = spec.group_size(x.shape[1])
     held = np.abs(scale) > SMALLEST_SCALE  # a step that was raised to the smallest one is too long for its range's ends
     ends = (np.where(held, _over(low, scale), -np.inf), np.where(held, _over(high, scale), np.inf))
-    step, point, low, high = (_spread(values, group, x.shape[1]) for values in (scale, zero, *ends))
+    step, point, low, high = (spread(values, group, x.shape[1]) for values in (scale, zero, *ends))
     place = _over(x, step)
     code = np.clip(np.rint(place) + point, first, last)
     code = np.where(place <= low, first, np.where(place >= high, last, code))  # ends halfway between two levels
@@ -101,7 +102,3 @@ def _over(values: NDArray[np.floating], scale: F64) -> F64:
     out = np.zeros(np.broadcast_shapes(values.shape, scale.shape))
     np.divide(values, scale, out=out, where=np.broadcast_to(scale != 0, out.shape))
     return out
-
-
-def _spread(per_slice: F64, group: int, cols: int) -> F64:
-    return per_slice if per_slice.shape[1] == 1 else np.repeat(per_slice, group, axis=1)[:, :cols]

@@ -49,7 +49,7 @@ def _blocks(rows: int, cols: int) -> Iterator[slice]:
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def _spread(per_group: NDArray[N], group: int, cols: int) -> NDArray[N]:
+def spread(per_group: NDArray[N], group: int, cols: int) -> NDArray[N]:
     """Per-group numbers repeated to per-weight ones, `[rows, cols]` (or `[rows, 1]` where a row is one group)."""
     return per_group if per_group.shape[1] == 1 else np.repeat(per_group, group, axis=1)[:, :cols]
 
@@ -80,7 +80,7 @@ class NumpyKernels:
             u = to_float32(x[block])
             with np.errstate(invalid="ignore"):  # a signalling NaN is counted like any other
                 if inverse is not None:
-                    u = u * _spread(inverse[block], group, cols)
+                    u = u * spread(inverse[block], group, cols)
                 bits = (u + np.float32(0)).reshape(-1).view(np.uint32)
             keys, low = bits >> 16, (bits & 0xFFFF).astype(np.int64)
             np.add(out.counts, np.bincount(keys, minlength=KEYS), out=out.counts)
@@ -89,7 +89,7 @@ class NumpyKernels:
             np.minimum.at(out.low_min, keys, low.astype(np.uint16))
             np.maximum.at(out.low_max, keys, low.astype(np.uint16))
             if weight is not None:
-                weights = np.broadcast_to(_spread(weight[block], group, cols), u.shape)
+                weights = np.broadcast_to(spread(weight[block], group, cols), u.shape)
                 np.add.at(out.weights, keys, weights.reshape(-1).astype(np.int64))
         return out if weight is not None else out._replace(weights=out.counts.copy())
 
@@ -162,10 +162,10 @@ class NumpyKernels:
         errors = RowErrors(np.empty(rows), np.empty(rows), np.empty(rows, np.float32))
         for block in _blocks(rows, cols):
             w = to_float32(x[block])
-            u = w if inverse is None else w * _spread(inverse[block], group, cols)
+            u = w if inverse is None else w * spread(inverse[block], group, cols)
             w_hat, code, cluster = _by_rounding(u, grid) if grid.cells is None else _by_cells(u, grid.cells)
             if row_scale is not None:
-                w_hat = w_hat * _spread(row_scale[block], group, cols)
+                w_hat = w_hat * spread(row_scale[block], group, cols)
             codes[block] = self.pack(code, grid.bits)
             if clusters is not None:
                 clusters[block] = self.pack(cluster, CLUSTER_ID_BITS[grid.clusters])
@@ -198,7 +198,7 @@ class NumpyKernels:
                 index += count * self.unpack(clusters[block], cols, CLUSTER_ID_BITS[k]).astype(np.intp)
             values = np.take(levels.reshape(-1), index, mode="clip")  # a damaged cluster id must not end in a traceback
             if row_scale is not None:
-                values = values * _spread(row_scale[block], group, cols)
+                values = values * spread(row_scale[block], group, cols)
             out[block] = from_float32(values, kind)
         return out
 

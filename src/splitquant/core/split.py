@@ -82,6 +82,13 @@ def scale_rows(x: Matrix, spec: QuantSpec) -> RowScales | None:
     return RowScales(group, scale, inverse_of(scale))
 
 
+def weighed_rows(rows: RowScales | None, spec: QuantSpec, heaviest: float | None = None) -> RowScales | None:
+    """Rows with their weights where these matter to the levels of a spec; heaviest: as in `weighed` (None: rows are all)."""
+    if rows is None or not needs_weights(spec):
+        return rows
+    return rows.weighed(rows.heaviest if heaviest is None else heaviest)
+
+
 def survey(x: Matrix, rows: RowScales | None) -> ValueHistogram:
     """The histogram of a window's values, after division by their row_scales where there are any."""
     kind = kind_of(x.dtype)
@@ -255,8 +262,7 @@ def quantize_array(array: NDArray[Any], spec: QuantSpec, axis: int = 0) -> Split
     codes = np.empty((x.shape[0], codes_width), np.uint8)
     clusters = np.empty((x.shape[0], clusters_width), np.uint8) if clusters_width else None
     rows = scale_rows(x, spec)
-    weighed = rows.weighed(rows.heaviest) if rows is not None and needs_weights(spec) else rows
-    grid = solve(survey(x, weighed) if needs_survey(spec) else None, spec)
+    grid = solve(survey(x, weighed_rows(rows, spec)) if needs_survey(spec) else None, spec)
     errors = encode_rows(x, rows, grid, codes, clusters)
     return SplitTensor(
         shape=array.shape,

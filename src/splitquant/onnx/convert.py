@@ -16,7 +16,7 @@ from splitquant.checkpoint.convert import Resources
 from splitquant.checkpoint.windows import DEFAULT_MAX_MEMORY, MemoryBudget, parse_bytes
 from splitquant.core.error import NO_ERROR, ErrorFigures
 from splitquant.core.spec import EMBEDDING, QuantSpec
-from splitquant.errors import SourceError, TensorError
+from splitquant.errors import SourceError, TensorError, tensor_error
 from splitquant.onnx.dtypes import name_of
 from splitquant.onnx.encode import PartPlaces, encode_weight, needs_all_memory
 from splitquant.onnx.forms import HalfScaleError, Piece
@@ -276,10 +276,7 @@ class _Job:
                 wider.add(name)
                 return NO_ERROR
             except TensorError as error:
-                raise TensorError(
-                    f"{self._source.label}: tensor {name!r} {error}; repair the model, or keep this tensor as it is "
-                    f"with --exclude {name!r}"
-                ) from None
+                raise tensor_error(self._source.label, name, error) from None
             advance(tensor.nbytes)
             return figures
 

@@ -22,7 +22,7 @@ from splitquant.core.error import ErrorFigures, ErrorSums, figures_of
 from splitquant.core.histogram import ValueHistogram
 from splitquant.core.kernels import Matrix, kernels
 from splitquant.core.rows import inverse_of, to_matrix
-from splitquant.core.solve import needs_survey, needs_weights, solve
+from splitquant.core.solve import needs_survey, solve
 from splitquant.core.split import (
     RowScales,
     encode_rows,
@@ -30,6 +30,7 @@ from splitquant.core.split import (
     scale_rows,
     sums_of,
     survey,
+    weighed_rows,
 )
 from splitquant.errors import TensorError
 from splitquant.onnx.dtypes import converted, numpy_of
@@ -113,13 +114,12 @@ def _solved(form: Form, reader: _Reader) -> tuple[Grid, F32 | None]:
     row_scales = _all_row_scales(reader, form)
     if not needs_survey(form.spec):
         return solve(None, form.spec), row_scales
-    weigh = row_scales is not None and needs_weights(form.spec)
     heaviest = float(row_scales.max(initial=0.0)) if row_scales is not None else 0.0
     histogram: ValueHistogram | None = None
     for span in reader.spans():
         for start, matrix in span.chunks(_SURVEY_CHUNKS):
             rows = _rows_of(row_scales, span.start + start, matrix, form)
-            found = survey(matrix, rows.weighed(heaviest) if rows is not None and weigh else rows)
+            found = survey(matrix, weighed_rows(rows, form.spec, heaviest))
             histogram = found if histogram is None else histogram.merge(found)
     return solve(histogram, form.spec), row_scales
 

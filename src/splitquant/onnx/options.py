@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from splitquant.core.spec import EMBEDDING, Granularity, QuantSpec
 from splitquant.errors import SpecError
@@ -19,8 +19,19 @@ INT8_ACTIVATIONS = 4  # of the accuracy levels of MatMulNBits
 
 BLOCK_SIZE = 128
 
-DEFAULT_SPEC = spec_for("linear-asym")
-"""What is best of `quantize`: two INT4 parts per layer, the second of what the first leaves, a scale per output channel."""
+
+def usual_spec(**said: Any) -> QuantSpec:
+    """What is best of `quantize` where neither strategy nor layout is said: that of integer layers, `linear-asym`.
+
+    Codes of 5 to 7 bits are stored as INT8 (`Form.stored_bits`), so there two parts would be no gain, and one is made.
+    """
+    if said.get("bits") in (5, 6, 7):
+        said = {"clusters": 1, **said}
+    return spec_for("linear-asym", **said)
+
+
+DEFAULT_SPEC = usual_spec()
+"""Two INT4 parts per layer, the second of what the first leaves, a scale per output channel."""
 
 SPLIT_SPEC = QuantSpec(bits=4, layout="parallel", polish=False)
 """Of `split`: three segments of values per output channel, for whatever quantizer comes."""

@@ -22,7 +22,6 @@ from splitquant.plan.targets import Target
 _GRANULARITIES = ("channel", "group:128", "group:64", "group:32")
 _BITS = tuple(WIDTHS)
 _MOST_STORED_BITS = 8  # of code and cluster id
-_CLUSTERS = {"fused": (2, 4, 8), "parallel": (2, 3, 4)}  # parallel: each cluster is a layer of its own to run
 _AXES = ("bits", "clusters", "strategy", "granularity", "layout", "symmetric", "polish")
 
 
