@@ -37,7 +37,7 @@ results: $(SETUP)  ## the pages of docs/results again (an hour; models that are 
 clean:  ## remove what the commands above made
 	rm -rf $(VENV) .demo build dist
 
-$(SETUP): requirements/dev.txt pyproject.toml CMakeLists.txt $(wildcard native/*) $(wildcard native/*/*)
+$(SETUP): requirements/dev.txt pyproject.toml CMakeLists.txt $(shell find native -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .

@@ -11,7 +11,7 @@
 #include <new>
 #include <optional>
 
-#include "dispatch.hpp"
+#include "quantize/dispatch.hpp"
 
 namespace nb = nanobind;
 using namespace splitquant;

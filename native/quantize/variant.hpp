@@ -1,5 +1,5 @@
-// All kernels, compiled for one instruction set. A source file of native/variants/ defines SPLITQUANT_ISA, the name of
-// the set, includes this file, and is compiled with the flags of that set.
+// All kernels, compiled for one instruction set. A source file of variants/ defines SPLITQUANT_ISA, the name of the set,
+// includes this file, and is compiled with the flags of that set.
 //
 // Why everything lives in an inner namespace named after the set and no C++ standard header with inline functions is
 // included: were two files to emit the same inline function, the linker would keep one of them, and a plain CPU could
