@@ -11,8 +11,9 @@ import torch
 from frontier_peers import Stored, hqq, nf4, plain
 from splitquant import QuantSpec
 from splitquant.core.error import ErrorFigures
-from splitquant.core.spec import MAX_CODE_BITS, MAX_FREE_LEVELS, WIDTHS
+from splitquant.core.spec import WIDTHS
 from splitquant.core.split import quantize_array
+from splitquant.core.strategies import FACTS
 from splitquant.plan.budget import allocate, least_bytes
 from splitquant.plan.candidates import candidates
 from splitquant.plan.frontier import Point, curve_of
@@ -79,9 +80,7 @@ def possible(
     for granularity in granularities:
         for bits in WIDTHS:
             for k in clusters:
-                too_wide = strategy == "residual" and k * bits > MAX_CODE_BITS
-                too_many = strategy == "lloyd" and k << bits > MAX_FREE_LEVELS
-                if not too_wide and not too_many:
+                if k <= FACTS[strategy].most_clusters(bits):
                     yield QuantSpec(bits, k, strategy, granularity, **fields)
 
 

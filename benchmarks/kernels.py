@@ -9,23 +9,22 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
 from splitquant import _native
-from splitquant.core.histogram import Kind, LowBits, ValueHistogram, Values
-from splitquant.core.kernels import Kernels, Matrix
+from splitquant.core.arrays import Matrix
+from splitquant.core.floats import FLOATS, Kind, from_float32
+from splitquant.core.histogram import ValueHistogram, Values
+from splitquant.core.interface import Kernels, Planes
 from splitquant.core.native import NativeKernels
-from splitquant.core.partition import objective_of, prefix_arrays
-from splitquant.core.reference import NumpyKernels, from_float32
-from splitquant.core.rows import inverse_of, row_scale_from, row_scale_kind
+from splitquant.core.partition import costs_of, objective_of
+from splitquant.core.reference import NumpyKernels
+from splitquant.core.rows import RowScales, row_scale_from, row_scale_kind
 from splitquant.core.solve import solve
 from splitquant.core.spec import QuantSpec
-from splitquant.core.split import plane_widths
 
 Call = Callable[[Kernels], object]
-KINDS: tuple[Kind, ...] = ("bf16", "fp16", "fp32")
 NATIVE, TWIN = NativeKernels(), NumpyKernels()
 
 
@@ -46,62 +45,50 @@ def seconds(call: Callable[[], object], budget: float) -> float:
     return best
 
 
+def scaled(kind: Kind, x: Matrix, spec: QuantSpec) -> tuple[RowScales, ValueHistogram]:
+    """Row scales, and the histogram of what is left after division by them."""
+    group = spec.group_size(x.shape[1])
+    rows = RowScales(group, row_scale_from(NATIVE.absmax(x, group), row_scale_kind(kind, spec.granularity)))
+    return rows, NATIVE.count32(x, rows)
+
+
 def calls(kind: Kind, x: Matrix, granularity: str) -> Iterator[tuple[str, Call]]:
     """What quantizing one matrix calls, with the arguments it would have."""
-    spec = QuantSpec(granularity=granularity)
-    rows, cols = x.shape
-    group = spec.group_size(cols)
-    scale = row_scale_from(NATIVE.absmax(x, group), row_scale_kind(kind, "channel"))
-    inverse = inverse_of(scale)
-    counts = NATIVE.count32(x, inverse, group)
-    grid = solve(ValueHistogram("fp32", counts.counts, LowBits(*counts[1:5])), spec)
-    codes, clusters = (np.zeros((rows, width), np.uint8) for width in plane_widths(cols, spec))
-    NATIVE.encode(x, scale, inverse, group, grid, codes, clusters)
-    yield f"absmax {granularity}", lambda k: k.absmax(x, group)
-    yield f"count32 {granularity}", lambda k: k.count32(x, inverse, group)
-    yield f"encode {granularity}", lambda k: k.encode(x, scale, inverse, group, grid, codes, clusters)
-    yield f"dequantize {granularity}", lambda k: k.dequantize(codes, clusters, grid.levels, scale, group, cols, kind)
+    spec, cols = QuantSpec(granularity=granularity), x.shape[1]
+    rows, histogram = scaled(kind, x, spec)
+    grid, planes = solve(histogram, spec), Planes.room(spec, *x.shape)
+    NATIVE.encode(x, rows, grid, planes)
+    yield f"absmax {granularity}", lambda k: k.absmax(x, rows.group)
+    yield f"count32 {granularity}", lambda k: k.count32(x, rows)
+    yield f"encode {granularity}", lambda k: k.encode(x, rows, grid, planes)
+    yield f"dequantize {granularity}", lambda k: k.dequantize(planes, grid.levels, rows, kind)
     if granularity == "channel":
         if kind != "fp32":
             yield "count16", lambda k: k.count16(x)
-        yield "unpack 4 bits", lambda k: k.unpack(codes, cols, 4)
-        values = NATIVE.unpack(codes, cols, 4)
+        yield "unpack 4 bits", lambda k: k.unpack(planes.codes, cols, 4)
+        values = NATIVE.unpack(planes.codes, cols, 4)
         yield "pack 4 bits", lambda k: k.pack(values, 4)
 
 
 def cells_calls(kind: Kind, x: Matrix) -> Iterator[tuple[str, Call]]:
     """Encoding by borders: 16, 64 and 256 free levels."""
-    rows, cols = x.shape
-    scale = row_scale_from(NATIVE.absmax(x, cols), row_scale_kind(kind, "channel"))
-    inverse = inverse_of(scale)
-    counts = NATIVE.count32(x, inverse, cols)
-    histogram = ValueHistogram("fp32", counts.counts, LowBits(*counts[1:5]))
     for spec in (QuantSpec(2, 4, "lloyd"), QuantSpec(4, 4, "lloyd"), QuantSpec(8, 1, "lloyd")):
-        grid = solve(histogram, spec)
-        codes, ids = (np.zeros((rows, width), np.uint8) for width in plane_widths(cols, spec))
-        planes = codes, ids if spec.cluster_bits else None
-        yield (
-            f"encode_cells channel, {spec.clusters << spec.bits} cells",
-            lambda k, g=grid, p=planes: k.encode(x, scale, inverse, cols, g, *p),
-        )
+        rows, histogram = scaled(kind, x, spec)
+        arguments = (x, rows, solve(histogram, spec), Planes.room(spec, *x.shape))
+        yield f"encode_cells channel, {spec.clusters << spec.bits} cells", lambda k, a=arguments: k.encode(*a)
 
 
 def polish_calls(x: Matrix) -> Iterator[tuple[str, Call]]:
-    inverse = inverse_of(NATIVE.absmax(x, x.shape[1]))
-    counts = NATIVE.count32(x, inverse, x.shape[1])
-    histogram = ValueHistogram("fp32", counts.counts, LowBits(*counts[1:5]))
+    _, histogram = scaled("bf16", x, QuantSpec())
     values, grid = Values.of(histogram.bins()), solve(histogram, QuantSpec(polish=False))
     yield f"polish {len(values.mean)} bins", lambda k: k.polish(values, grid)
 
 
 def partition_calls(x: Matrix) -> Iterator[tuple[str, Call]]:
-    inverse = inverse_of(NATIVE.absmax(x, x.shape[1]))
-    counts = NATIVE.count32(x, inverse, x.shape[1])
-    bins = ValueHistogram("fp32", counts.counts, LowBits(*counts[1:5])).bins()
+    bins = scaled("bf16", x, QuantSpec())[1].bins()
     for spec in (QuantSpec(), QuantSpec(strategy="kmeans")):
-        arrays: tuple[Any, ...] = prefix_arrays(bins, objective_of(spec))
-        kmeans = spec.strategy == "kmeans"
-        yield f"partition {len(bins)} bins, {spec.strategy}", lambda k, a=arrays, m=kmeans: k.partition(*a, 4, m)
+        costs = costs_of(bins, objective_of(spec))
+        yield f"partition {len(bins)} bins, {spec.strategy}", lambda k, costs=costs: k.partition(costs, 4)
 
 
 def line(name: str, unit: str, per: float, call: Call, budget: float) -> None:
@@ -117,7 +104,7 @@ def main() -> None:
     rows, cols, budget = (64, 4096, 0.05) if quick else (512, 8192, 1.0)
     print(f"{rows} x {cols} weights, instruction set {_native.isa()}, one thread, k = 4, 4 bits")
     print(f"{'kernel':36} {'native':>10} {'numpy':>10}     {'ratio':>9}")
-    for kind in KINDS:
+    for kind in FLOATS:
         x = weights(kind, rows, cols)
         for granularity in ("channel", "group:32", "group:128") if kind == "bf16" else ("channel",):
             for name, call in calls(kind, x, granularity):

@@ -13,10 +13,12 @@ import numpy as np
 from sklearn.cluster import KMeans
 
 from llama_shaped import heavy_tailed
+from splitquant.core.floats import to_float32
 from splitquant.core.kernels import kernels
-from splitquant.core.reference import to_float32
+from splitquant.core.passes import survey
+from splitquant.core.solve import solve
 from splitquant.core.spec import PAPER
-from splitquant.core.split import quantize_array, solve, survey
+from splitquant.core.split import quantize_array
 
 ROWS, COLS = 2048, 2048
 

@@ -84,7 +84,7 @@ def line(
 ) -> str:
     """One row: the model itself, then each way to split it. grid: the quantizer's own one (None: residual parts have none)."""
     scores = [f"{score(quantizer(copy.deepcopy(model))):.3f}"]
-    granularity = "tensor" if grid is None else grid.granularity
+    granularity = "tensor" if grid is None else str(grid.granularity)
     specs = [*SPLITS.values(), QuantSpec(clusters=2, strategy="magnitude", granularity=granularity), grid]
     scores += ["" if spec is None else f"{score(quantizer(sqt.split(model, spec).model)):.3f}" for spec in specs]
     return f"| {name} | " + " | ".join(scores) + " |"

@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitquant.core.minmax import minmax_rounded
-from splitquant.core.spec import QuantSpec, Strategy
+from splitquant.core.spec import QuantSpec
 from splitquant.core.split import quantize_array
+from splitquant.core.strategies import Strategy
 from splitquant.plan.targets import MOST_BITS, MOST_PARTS, PARTS, Choice, Kind, best_choice, is_possible
 
 F64 = NDArray[np.float64]
@@ -138,7 +139,7 @@ REFITS: Mapping[Kind, tuple[Refit, ...]] = {
 def float_parts(weight: NDArray[np.float32], spec: QuantSpec) -> Iterator[NDArray[np.float32]]:
     """The float parts of a split, `[rows, cols]`: the weights of each cluster, or (residual) rounded parts and the rest."""
     rows = weight.reshape(len(weight), -1)
-    if spec.strategy == "residual":
+    if spec.facts.additive:
         for _ in range(1, spec.clusters):
             part = minmax_rounded(rows, spec)
             yield part
@@ -152,7 +153,7 @@ def float_parts(weight: NDArray[np.float32], spec: QuantSpec) -> Iterator[NDArra
 
 def refit_noises(weight: NDArray[np.float32], spec: QuantSpec, refits: tuple[Refit, ...]) -> F64:
     """Sums of squared errors after each tool has quantized the float parts."""
-    slices = (len(weight), -1) if spec.granularity == "channel" else (1, -1)
+    slices = (len(weight), -1) if spec.granularity.kind == "channel" else (1, -1)
     parts = [part.reshape(slices).astype(np.float64) for part in float_parts(weight, spec)]
     whole = weight.reshape(slices).astype(np.float64)
     return np.array([np.sum((sum(refit(part, spec.bits) for part in parts) - whole) ** 2) for refit in refits])

@@ -55,6 +55,26 @@ void check_plane(size rows, size width, size plane_rows, size plane_columns) {
     require(plane_rows == rows && plane_columns == width, "a plane has another shape");
 }
 
+void check_bits(int bits) { require(bits >= 1 && bits <= 8, "bits is not 1 to 8"); }
+
+// Encoding writes into planes; all else only reads them.
+template <class Plane>
+Planes planes_of(size rows, size cols, const Plane& codes, int bits, const std::optional<Plane>& clusters,
+                 int cluster_bits) {
+    check_bits(bits);
+    check_plane(rows, plane_width(cols, bits), codes.shape(0), codes.shape(1));
+    if (!clusters) return {rows, cols, bits, const_cast<u8*>(codes.data()), codes.shape(1), nullptr, 0, 0};
+    check_bits(cluster_bits);
+    check_plane(rows, plane_width(cols, cluster_bits), clusters->shape(0), clusters->shape(1));
+    return {rows, cols, bits, const_cast<u8*>(codes.data()), codes.shape(1), const_cast<u8*>(clusters->data()),
+            clusters->shape(1), cluster_bits};
+}
+
+RowErrors errors_of(size rows, const Out<double, 1>& signal, const Out<double, 1>& noise, const Out<float, 1>& most) {
+    require(signal.shape(0) == rows && noise.shape(0) == rows && most.shape(0) == rows, "errors have another length");
+    return {signal.data(), noise.data(), most.data()};
+}
+
 void absmax(AnyMatrix x, int kind, size group, Out<float, 2> out) {
     Matrix matrix = matrix_from(x, kind);
     require(group > 0, "group is 0");
@@ -103,75 +123,57 @@ void polish(In<double, 1> mean, In<double, 1> count, In<double, 1> sum, int bits
     size n = mean.shape(0), k = lower.shape(0);
     require(count.shape(0) == n && sum.shape(0) == n, "sums have different lengths");
     require(k >= 1 && k <= MAX_CLUSTERS && scale.shape(0) == k && offset.shape(0) == k, "there are no 1 to 8 clusters");
-    require(bits >= 1 && bits <= 8, "bits is not 1 to 8");
+    check_bits(bits);
     SortedValues values = {n, mean.data(), count.data(), sum.data()};
     nb::gil_scoped_release unlocked;
     chosen().load()->polish(values, k, bits, most_steps, least_gain, lower.data(), scale.data(), offset.data());
 }
 
 void encode(AnyMatrix x, int kind, std::optional<In<float, 2>> row_scale, std::optional<In<float, 2>> inverse,
-            size group, int bits, int code_min, int code_max, In<float, 1> lower, In<float, 1> scale,
-            In<float, 1> offset, In<float, 1> inverse_scale, Out<u8, 2> codes, std::optional<Out<u8, 2>> clusters,
+            size group, int code_min, int code_max, In<float, 1> lower, In<float, 1> scale, In<float, 1> offset,
+            In<float, 1> inverse_scale, Out<u8, 2> codes, int bits, std::optional<Out<u8, 2>> clusters,
             int cluster_bits, Out<double, 1> signal, Out<double, 1> noise, Out<float, 1> max_error) {
     Matrix matrix = matrix_from(x, kind);
+    Planes planes = planes_of(matrix.rows, matrix.cols, codes, bits, clusters, cluster_bits);
     size k = lower.shape(0);
     require(k >= 1 && k <= MAX_CLUSTERS && scale.shape(0) == k && offset.shape(0) == k && inverse_scale.shape(0) == k,
             "the grid has no 1 to 8 clusters");
-    require(bits >= 1 && bits <= 8 && cluster_bits >= 0 && cluster_bits <= 8, "bits is not 1 to 8");
     require(0 <= code_min && code_min <= code_max && code_max < (1 << bits), "codes do not fit their bits");
-    require(!clusters || cluster_bits > 0, "cluster ids have no bits");
-    check_plane(matrix.rows, plane_width(matrix.cols, bits), codes.shape(0), codes.shape(1));
-    if (clusters) {
-        check_plane(matrix.rows, plane_width(matrix.cols, cluster_bits), clusters->shape(0), clusters->shape(1));
-    }
-    require(signal.shape(0) == matrix.rows && noise.shape(0) == matrix.rows && max_error.shape(0) == matrix.rows,
-            "errors have another length");
     PerGroup row_scales = per_group(row_scale, matrix.rows, matrix.cols, group);
     PerGroup inverses = per_group(inverse, matrix.rows, matrix.cols, group);
-    Grid grid = {bits, k, code_min, code_max, lower.data(), scale.data(), offset.data(), inverse_scale.data()};
-    Planes planes = {codes.data(), codes.shape(1), clusters ? clusters->data() : nullptr,
-                     clusters ? clusters->shape(1) : 0, cluster_bits};
-    RowErrors errors = {signal.data(), noise.data(), max_error.data()};
+    Grid grid = {k, code_min, code_max, lower.data(), scale.data(), offset.data(), inverse_scale.data()};
+    RowErrors errors = errors_of(matrix.rows, signal, noise, max_error);
     nb::gil_scoped_release unlocked;
     chosen().load()->encode(matrix, row_scales, inverses, grid, planes, errors);
 }
 
 void encode_cells(AnyMatrix x, int kind, std::optional<In<float, 2>> row_scale, std::optional<In<float, 2>> inverse,
-                  size group, int bits, In<float, 1> border, In<float, 1> level, In<u8, 1> code, In<u8, 1> cluster,
-                  Out<u8, 2> codes, std::optional<Out<u8, 2>> clusters, int cluster_bits, Out<double, 1> signal,
-                  Out<double, 1> noise, Out<float, 1> max_error) {
+                  size group, In<float, 1> border, In<float, 1> level, In<u8, 1> code, In<u8, 1> cluster,
+                  Out<u8, 2> codes, int bits, std::optional<Out<u8, 2>> clusters, int cluster_bits,
+                  Out<double, 1> signal, Out<double, 1> noise, Out<float, 1> max_error) {
     Matrix matrix = matrix_from(x, kind);
+    Planes planes = planes_of(matrix.rows, matrix.cols, codes, bits, clusters, cluster_bits);
     size count = level.shape(0);
     require(count >= 1 && count <= KEYS && border.shape(0) == count - 1 && code.shape(0) == count &&
                 cluster.shape(0) == count,
             "cells have different lengths");
-    require(bits >= 1 && bits <= 8 && cluster_bits >= 0 && cluster_bits <= 8, "bits is not 1 to 8");
-    require(!clusters || cluster_bits > 0, "cluster ids have no bits");
-    check_plane(matrix.rows, plane_width(matrix.cols, bits), codes.shape(0), codes.shape(1));
-    if (clusters) {
-        check_plane(matrix.rows, plane_width(matrix.cols, cluster_bits), clusters->shape(0), clusters->shape(1));
-    }
-    require(signal.shape(0) == matrix.rows && noise.shape(0) == matrix.rows && max_error.shape(0) == matrix.rows,
-            "errors have another length");
     PerGroup row_scales = per_group(row_scale, matrix.rows, matrix.cols, group);
     PerGroup inverses = per_group(inverse, matrix.rows, matrix.cols, group);
     Cells cells = {count, border.data(), level.data(), code.data(), cluster.data()};
-    Planes planes = {codes.data(), codes.shape(1), clusters ? clusters->data() : nullptr,
-                     clusters ? clusters->shape(1) : 0, cluster_bits};
-    RowErrors errors = {signal.data(), noise.data(), max_error.data()};
+    RowErrors errors = errors_of(matrix.rows, signal, noise, max_error);
     nb::gil_scoped_release unlocked;
-    if (!chosen().load()->encode_cells(matrix, row_scales, inverses, cells, bits, planes, errors)) throw std::bad_alloc();
+    if (!chosen().load()->encode_cells(matrix, row_scales, inverses, cells, planes, errors)) throw std::bad_alloc();
 }
 
 void pack(In<u8, 2> values, int bits, Out<u8, 2> plane) {
-    require(bits >= 1 && bits <= 8, "bits is not 1 to 8");
+    check_bits(bits);
     check_plane(values.shape(0), plane_width(values.shape(1), bits), plane.shape(0), plane.shape(1));
     nb::gil_scoped_release unlocked;
     chosen().load()->pack(values.data(), values.shape(0), values.shape(1), bits, plane.data());
 }
 
 void unpack(In<u8, 2> plane, int bits, Out<u8, 2> values) {
-    require(bits >= 1 && bits <= 8, "bits is not 1 to 8");
+    check_bits(bits);
     check_plane(values.shape(0), plane_width(values.shape(1), bits), plane.shape(0), plane.shape(1));
     nb::gil_scoped_release unlocked;
     chosen().load()->unpack(plane.data(), values.shape(0), values.shape(1), bits, values.data());
@@ -184,38 +186,24 @@ void dequantize(In<u8, 2> codes, int bits, std::optional<In<u8, 2>> clusters, in
     bool single = out.dtype() == nb::dtype<float>();
     require(single || out.dtype() == nb::dtype<u16>(), "out is neither uint16 nor float32");
     require((kind_from(kind) == Kind::fp32) == single, "kind does not fit the dtype of out");
-    require(bits >= 1 && bits <= 8 && cluster_bits >= 0 && cluster_bits <= 8, "bits is not 1 to 8");
+    Planes planes = planes_of(rows, cols, codes, bits, clusters, cluster_bits);
     require(k >= 1 && k <= MAX_CLUSTERS && levels.shape(1) == size{1} << bits, "levels has another shape");
-    require(!clusters || cluster_bits > 0, "cluster ids have no bits");
-    check_plane(rows, plane_width(cols, bits), codes.shape(0), codes.shape(1));
-    if (clusters) check_plane(rows, plane_width(cols, cluster_bits), clusters->shape(0), clusters->shape(1));
     PerGroup row_scales = per_group(row_scale, rows, cols, group);
-    // Planes is shared with encode, which writes; dequantize only reads.
-    Planes planes = {const_cast<u8*>(codes.data()), codes.shape(1),
-                     clusters ? const_cast<u8*>(clusters->data()) : nullptr, clusters ? clusters->shape(1) : 0,
-                     cluster_bits};
     nb::gil_scoped_release unlocked;
-    chosen().load()->dequantize(planes, bits, k, levels.data(), row_scales, rows, cols, kind_from(kind), out.data());
+    chosen().load()->dequantize(planes, k, levels.data(), row_scales, kind_from(kind), out.data());
 }
 
 void part_planes(In<u8, 2> codes, int bits, std::optional<In<u8, 2>> clusters, int cluster_bits, size cols,
                  In<u8, 1> zero, In<u8, 1> base, int out_bits, size out_cols, Out<u8, 3> out) {
     size rows = codes.shape(0), parts = zero.shape(0);
-    require(bits >= 1 && bits <= 8 && cluster_bits >= 0 && cluster_bits <= 8, "bits is not 1 to 8");
-    require(out_bits >= 1 && out_bits <= 8, "out_bits is not 1 to 8");
-    require(!clusters || cluster_bits > 0, "cluster ids have no bits");
-    check_plane(rows, plane_width(cols, bits), codes.shape(0), codes.shape(1));
-    if (clusters) check_plane(rows, plane_width(cols, cluster_bits), clusters->shape(0), clusters->shape(1));
+    Planes planes = planes_of(rows, cols, codes, bits, clusters, cluster_bits);
+    check_bits(out_bits);
     require(base.shape(0) == parts && out_cols >= cols, "base or out_cols does not fit");
     require(out.shape(0) == parts && out.shape(1) == rows && out.shape(2) == plane_width(out_cols, out_bits),
             "out has another shape");
-    // Planes is shared with encode, which writes; here they are only read.
-    Planes planes = {const_cast<u8*>(codes.data()), codes.shape(1),
-                     clusters ? const_cast<u8*>(clusters->data()) : nullptr, clusters ? clusters->shape(1) : 0,
-                     cluster_bits};
     Parts made = {out.data(), parts, out_bits, out_cols, zero.data(), base.data()};
     nb::gil_scoped_release unlocked;
-    chosen().load()->part_planes(planes, rows, cols, bits, made);
+    chosen().load()->part_planes(planes, made);
 }
 
 // x may be a slice of the columns of a larger matrix.

@@ -34,7 +34,7 @@ def expected_planes(name, tensor, spec, *, axis=0, stack=False) -> dict[str, Raw
         planes[f"{name}.{level}"] = plane([getattr(part, level) for part in parts], "F32")
     if spec.cluster_bits:
         planes[f"{name}.clusters"] = plane([part.clusters for part in parts], "U8")
-    if spec.granularity != "tensor":
+    if spec.granularity.kind != "tensor":
         planes[f"{name}.row_scale"] = plane(
             [pack_row_scale(part.row_scale, part.row_scale_kind) for part in parts], dtype
         )

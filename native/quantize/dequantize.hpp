@@ -51,18 +51,18 @@ inline void scale_block(const float* values, Scale scale, size j, typename Forma
 }
 
 template <class Format>
-inline void dequantize_rows(Planes in, const Lookup& lookup, PerGroup row_scale, size rows, size cols,
-                            typename Format::Word* out) {
+inline void dequantize_rows(Planes in, const Lookup& lookup, PerGroup row_scale, typename Format::Word* out) {
     using Word = typename Format::Word;
-    const PackFunction unpack_codes = unpacker(lookup.bits);
+    const size cols = in.cols;
+    const PackFunction unpack_codes = unpacker(in.bits);
     const PackFunction unpack_clusters = in.clusters ? unpacker(in.cluster_bits) : nullptr;
     u8 codes[CHUNK] = {}, clusters[CHUNK] = {};
     float values[CHUNK] = {};
-    for (size row = 0; row < rows; ++row, out += cols) {
+    for (size row = 0; row < in.rows; ++row, out += cols) {
         RowOfGroups scales(row_scale, row, cols);
         for (size from = 0; from < cols; from += CHUNK) {
             size to = smaller(from + CHUNK, cols);
-            unpack_codes(in.codes + row * in.codes_width + from / 8 * lookup.bits, to - from, codes);
+            unpack_codes(in.codes + row * in.codes_width + from / 8 * in.bits, to - from, codes);
             if (unpack_clusters) {
                 unpack_clusters(in.clusters + row * in.clusters_width + from / 8 * in.cluster_bits, to - from, clusters);
             }
@@ -79,13 +79,12 @@ inline void dequantize_rows(Planes in, const Lookup& lookup, PerGroup row_scale,
     }
 }
 
-inline void dequantize(Planes in, int bits, size clusters, const float* levels, PerGroup row_scale, size rows, size cols,
-                       Kind kind, void* out) {
-    size entries = clusters << bits;
-    Lookup lookup{levels, entries, bits, static_cast<u32>(entries - 1)};
+inline void dequantize(Planes in, size clusters, const float* levels, PerGroup row_scale, Kind kind, void* out) {
+    size entries = clusters << in.bits;
+    Lookup lookup{levels, entries, in.bits, static_cast<u32>(entries - 1)};
     with_kind(kind, [&](auto format) {
         using Format = decltype(format);
-        dequantize_rows<Format>(in, lookup, row_scale, rows, cols, static_cast<typename Format::Word*>(out));
+        dequantize_rows<Format>(in, lookup, row_scale, static_cast<typename Format::Word*>(out));
     });
 }
 

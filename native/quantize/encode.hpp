@@ -109,10 +109,10 @@ inline void encode_block(const Coder& encoder, const typename Format::Word* x, S
 }
 
 template <class Format, class Coder>
-inline void encode_rows(Matrix x, PerGroup row_scale, PerGroup inverse, const Coder& encoder, int bits, Planes out,
+inline void encode_rows(Matrix x, PerGroup row_scale, PerGroup inverse, const Coder& encoder, Planes out,
                         RowErrors errors) {
     using Word = typename Format::Word;
-    const PackFunction pack_codes = packer(bits);
+    const PackFunction pack_codes = packer(out.bits);
     const PackFunction pack_clusters = out.clusters ? packer(out.cluster_bits) : nullptr;
     ByteChunk chunk;
     for (size row = 0; row < x.rows; ++row) {
@@ -132,7 +132,7 @@ inline void encode_rows(Matrix x, PerGroup row_scale, PerGroup inverse, const Co
                 encode_block<Format>(encoder, last.words, scale, inverse_scale, j - begin, Partial(end - j), sums,
                                      chunk.codes + (j - from), chunk.clusters + (j - from));
             });
-            pack_codes(chunk.codes, to - from, out.codes + row * out.codes_width + from / 8 * bits);
+            pack_codes(chunk.codes, to - from, out.codes + row * out.codes_width + from / 8 * out.bits);
             if (pack_clusters) {
                 pack_clusters(chunk.clusters, to - from,
                               out.clusters + row * out.clusters_width + from / 8 * out.cluster_bits);
@@ -148,11 +148,11 @@ inline void encode(Matrix x, PerGroup row_scale, PerGroup inverse, Grid grid, Pl
     with_kind(x.kind, [&](auto format) {
         using Format = decltype(format);
         switch (grid.clusters) {
-            case 1: return encode_rows<Format>(x, row_scale, inverse, Encoder<1>(grid), grid.bits, out, errors);
-            case 2: return encode_rows<Format>(x, row_scale, inverse, Encoder<2>(grid), grid.bits, out, errors);
-            case 3: return encode_rows<Format>(x, row_scale, inverse, Encoder<3>(grid), grid.bits, out, errors);
-            case 4: return encode_rows<Format>(x, row_scale, inverse, Encoder<4>(grid), grid.bits, out, errors);
-            default: return encode_rows<Format>(x, row_scale, inverse, Encoder<8>(grid), grid.bits, out, errors);
+            case 1: return encode_rows<Format>(x, row_scale, inverse, Encoder<1>(grid), out, errors);
+            case 2: return encode_rows<Format>(x, row_scale, inverse, Encoder<2>(grid), out, errors);
+            case 3: return encode_rows<Format>(x, row_scale, inverse, Encoder<3>(grid), out, errors);
+            case 4: return encode_rows<Format>(x, row_scale, inverse, Encoder<4>(grid), out, errors);
+            default: return encode_rows<Format>(x, row_scale, inverse, Encoder<8>(grid), out, errors);
         }
     });
 }

@@ -61,12 +61,12 @@ inline void first_cells(const float* border, u16* first) {
     first[SIGN] = first[SIGN] < first[0] ? first[SIGN] : first[0];
 }
 
-inline bool encode_cells(Matrix x, PerGroup row_scale, PerGroup inverse, Cells cells, int bits, Planes out,
+inline bool encode_cells(Matrix x, PerGroup row_scale, PerGroup inverse, Cells cells, Planes out,
                          RowErrors errors) {
 #if defined(__AVX512F__)
     if (cells.count <= FEW_CELLS) {
         auto encode = cells.count <= FEW_CELLS / 2 ? encode_few_cells<true> : encode_few_cells<false>;
-        encode(x, row_scale, inverse, cells, bits, out, errors);
+        encode(x, row_scale, inverse, cells, out, errors);
         return true;
     }
 #endif
@@ -82,7 +82,7 @@ inline bool encode_cells(Matrix x, PerGroup row_scale, PerGroup inverse, Cells c
         first_cells(border, first);
         const CellEncoder encoder{first, border, cells.level, stored};
         with_kind(x.kind, [&](auto format) {
-            encode_rows<decltype(format)>(x, row_scale, inverse, encoder, bits, out, errors);
+            encode_rows<decltype(format)>(x, row_scale, inverse, encoder, out, errors);
         });
     }
     free(first);

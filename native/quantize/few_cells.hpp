@@ -48,7 +48,7 @@ struct FewCellEncoder {
 };
 
 template <bool HALF>
-inline void encode_few_cells(Matrix x, PerGroup row_scale, PerGroup inverse, Cells cells, int bits, Planes out,
+inline void encode_few_cells(Matrix x, PerGroup row_scale, PerGroup inverse, Cells cells, Planes out,
                              RowErrors errors) {
     float border[FEW_CELLS], level[FEW_CELLS] = {};
     i32 stored[FEW_CELLS] = {};
@@ -59,7 +59,7 @@ inline void encode_few_cells(Matrix x, PerGroup row_scale, PerGroup inverse, Cel
     }
     const FewCellEncoder<HALF> encoder{WordTable<HALF>(border), WordTable<HALF>(level), WordTable<HALF>(stored)};
     with_kind(x.kind, [&](auto format) {
-        encode_rows<decltype(format)>(x, row_scale, inverse, encoder, bits, out, errors);
+        encode_rows<decltype(format)>(x, row_scale, inverse, encoder, out, errors);
     });
 }
 

@@ -36,7 +36,6 @@ struct PerGroup {
 };
 
 struct Grid {
-    int bits;
     size clusters;
     int code_min;
     int code_max;
@@ -79,8 +78,11 @@ struct RowErrors {
     float* max_error;
 };
 
-// A bit plane: every row starts at a byte, value j at bit j * bits of its row.
+// Bit planes of codes and cluster ids: every row starts at a byte, value j at bit j * bits of its row.
 struct Planes {
+    size rows;
+    size cols;
+    int bits;
     u8* codes;
     size codes_width;
     u8* clusters;  // null: there is none
@@ -111,13 +113,12 @@ struct Kernels {
     void (*polish)(SortedValues values, size clusters, int bits, int most_steps, double least_gain, float* lower,
                    float* scale, float* offset);
     void (*encode)(Matrix x, PerGroup row_scale, PerGroup inverse, Grid grid, Planes out, RowErrors errors);
-    bool (*encode_cells)(Matrix x, PerGroup row_scale, PerGroup inverse, Cells cells, int bits, Planes out,
+    bool (*encode_cells)(Matrix x, PerGroup row_scale, PerGroup inverse, Cells cells, Planes out,
                          RowErrors errors);  // false: out of memory
     void (*pack)(const u8* values, size rows, size cols, int bits, u8* plane);
     void (*unpack)(const u8* plane, size rows, size cols, int bits, u8* values);
-    void (*dequantize)(Planes in, int bits, size clusters, const float* levels, PerGroup row_scale, size rows,
-                       size cols, Kind kind, void* out);
-    void (*part_planes)(Planes in, size rows, size cols, int bits, Parts out);
+    void (*dequantize)(Planes in, size clusters, const float* levels, PerGroup row_scale, Kind kind, void* out);
+    void (*part_planes)(Planes in, Parts out);
     void (*transpose)(const void* x, size word, size stride, size rows, size cols, void* out);
     bool (*crc32_fold)(const u8* data, size n, u8* folded);  // false: this set has no instruction for it
 };

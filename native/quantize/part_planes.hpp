@@ -14,23 +14,23 @@ inline void part_of(const u8* __restrict code, const u8* __restrict cluster, siz
     }
 }
 
-inline void part_planes(Planes in, size rows, size cols, int bits, Parts out) {
-    const PackFunction unpack_codes = unpacker(bits), pack = packer(out.bits);
+inline void part_planes(Planes in, Parts out) {
+    const PackFunction unpack_codes = unpacker(in.bits), pack = packer(out.bits);
     const PackFunction unpack_clusters = in.clusters ? unpacker(in.cluster_bits) : nullptr;
     const size width = plane_width(out.cols, out.bits);
     const u8 mask = static_cast<u8>((1 << out.bits) - 1);
     u8 codes[CHUNK], clusters[CHUNK] = {}, part[CHUNK];
-    for (size row = 0; row < rows; ++row) {
+    for (size row = 0; row < in.rows; ++row) {
         for (size from = 0; from < out.cols; from += CHUNK) {
-            const size n = smaller(CHUNK, out.cols - from), given = from < cols ? smaller(n, cols - from) : 0;
-            if (given > 0) unpack_codes(in.codes + row * in.codes_width + from / 8 * bits, given, codes);
+            const size n = smaller(CHUNK, out.cols - from), given = from < in.cols ? smaller(n, in.cols - from) : 0;
+            if (given > 0) unpack_codes(in.codes + row * in.codes_width + from / 8 * in.bits, given, codes);
             if (given > 0 && unpack_clusters) {
                 unpack_clusters(in.clusters + row * in.clusters_width + from / 8 * in.cluster_bits, given, clusters);
             }
             for (size c = 0; c < out.count; ++c) {
                 part_of(codes, clusters, given, static_cast<u8>(c), out.zero[c], out.base[c], mask, part);
                 __builtin_memset(part + given, out.base[c] & mask, n - given);
-                pack(part, n, out.planes + (c * rows + row) * width + from / 8 * out.bits);
+                pack(part, n, out.planes + (c * in.rows + row) * width + from / 8 * out.bits);
             }
         }
     }

@@ -197,7 +197,7 @@ def test_fixed_and_target(source):
     def linear(**options):
         return [t.spec for t in dry_run(source, **options).quantized if t.role.kind == "linear"]
 
-    assert {spec.granularity for spec in linear(target_bits=5, fixed={"granularity": "tensor"})} == {"tensor"}
+    assert {spec.granularity.kind for spec in linear(target_bits=5, fixed={"granularity": "tensor"})} == {"tensor"}
     assert {spec.bits for spec in linear(target_bits=4.5, fixed={"bits": 4})} == {4}
     goal = Goal(bits=5, target="linear-sym")
     specs = [t.spec for t in frontier(source, goal).for_goal(goal).plan.quantized]

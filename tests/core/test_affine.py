@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitquant.core.affine import SMALLEST_SCALE, affine_piece, grid_for, levels, round_scale_up
-from splitquant.core.rows import LARGEST_MAGNITUDE
+from splitquant.core.floats import LARGEST_MAGNITUDE
 from splitquant.core.spec import QuantSpec
 
 FLOAT32 = st.floats(-LARGEST_MAGNITUDE, LARGEST_MAGNITUDE, width=32)

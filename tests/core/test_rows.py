@@ -5,16 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from splitquant.core.floats import LARGEST_MAGNITUDE
+from splitquant.core.granularity import Granularity
 from splitquant.core.rows import (
-    LARGEST_MAGNITUDE,
     SMALLEST_ROW_SCALE,
+    RowScales,
     from_matrix,
-    inverse_of,
     matrix_shape,
     pack_row_scale,
     row_scale_from,
     row_scale_kind,
     row_weight,
+    spread,
     to_matrix,
     unpack_row_scale,
 )
@@ -46,16 +48,16 @@ def test_rows_of_axis_0_are_a_view():
     ("source", "granularity", "kind"),
     [
         ("bf16", "channel", "bf16"),
-        ("bf16", "group", "bf16"),
+        ("bf16", "group:2", "bf16"),
         ("fp16", "channel", "fp16"),
-        ("fp16", "group", "fp16"),
+        ("fp16", "group:2", "fp16"),
         ("fp32", "channel", "fp32"),
-        ("fp32", "group", "bf16"),
+        ("fp32", "group:2", "bf16"),
     ],
 )
 def test_stored_dtype_of_row_scales(source, granularity, kind):
     """A 16-bit source keeps its dtype; float32 keeps it per channel and takes bf16 per group."""
-    assert row_scale_kind(source, granularity) == kind
+    assert row_scale_kind(source, Granularity.parse(granularity)) == kind
 
 
 @laws
@@ -69,7 +71,7 @@ def test_row_scales_cover_their_group(values):
         assert ((scale == 0) == (absmax == 0)).all()
         assert ((scale <= absmax * np.float32(1 + 2**-7)) | (scale == SMALLEST_ROW_SCALE)).all()
         assert np.array_equal(unpack_row_scale(pack_row_scale(scale, kind)), scale)
-        inverse = inverse_of(scale)
+        inverse = RowScales(1, scale).inverse
         assert np.isfinite(inverse).all()
         assert ((inverse == 0) == (scale == 0)).all()
 
@@ -90,3 +92,21 @@ def test_row_weights():
     assert row_weight(scale, 4.0).tolist() == [[1 << 30, 1 << 28], [1 << 26, 1], [1, 1 << 30]]
     assert row_weight(np.zeros((2, 1), np.float32), 0.0).tolist() == [[1 << 30], [1 << 30]]
     assert row_weight(scale, 4.0).dtype == np.uint32
+
+
+def test_row_scales_of_some_rows():
+    """Some rows keep their scales and the group, and weigh by the heaviest row of all."""
+    rows = RowScales(3, np.array([[4.0, 2.0], [1.0, 0.0], [0.5, 8.0]], np.float32))
+    assert rows.heaviest == 8.0
+    some = rows.of(range(1, 3))
+    assert (some.group, some.scale.tolist()) == (3, [[1.0, 0.0], [0.5, 8.0]])
+    assert some.inverse.tolist() == [[1.0, 0.0], [2.0, 0.125]]
+    assert some.weight is None
+    assert some.weighed(rows.heaviest).weight.tolist() == row_weight(some.scale, 8.0).tolist()
+    assert RowScales(3, np.zeros((0, 2), np.float32)).heaviest == 0.0
+
+
+def test_spread():
+    """A number per group becomes one per weight; one per row stays a column."""
+    assert spread(np.array([[1, 2]]), 3, 5).tolist() == [[1, 1, 1, 2, 2]]
+    assert spread(np.array([[7], [8]]), 5, 5).tolist() == [[7], [8]]

@@ -1,7 +1,7 @@
 """What a spec accepts, what it refuses and how it is stored."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,16 +9,9 @@ import pytest
 from hypothesis import given, settings
 
 from any_spec import specs
-from splitquant.core.spec import (
-    CLUSTER_ID_BITS,
-    EMBEDDING,
-    LAYOUTS,
-    MAX_CLUSTERS,
-    PAPER,
-    WIDTHS,
-    Granularity,
-    QuantSpec,
-)
+from splitquant.core.granularity import Granularity
+from splitquant.core.spec import CLUSTER_ID_BITS, EMBEDDING, PAPER, WIDTHS, QuantSpec
+from splitquant.core.strategies import LAYOUTS, MAX_CLUSTERS
 from splitquant.errors import SpecError, SplitQuantError
 
 SPECS = specs(granularities=["tensor", "channel", "group:2", "group:32", "group:4096"])
@@ -181,12 +174,6 @@ def test_cluster_id_bits():
         CLUSTER_ID_BITS[9] = 4
 
 
-@pytest.mark.parametrize("text", ["tensor", "channel", "group:2", "group:32", "group:1000"])
-def test_granularity_round_trip(text):
-    """A granularity prints as it is written."""
-    assert str(Granularity.parse(text)) == text
-
-
 @dataclass(frozen=True)
 class Groups:
     """A granularity, a row, and the row_scales that it must have."""
@@ -245,6 +232,18 @@ def test_specs_are_values():
         QuantSpec().bits = 8
 
 
+def test_a_granularity_is_taken_as_a_value_or_as_text():
+    """Both make the same spec, which holds the value; so does a changed copy, and a value that is none is refused."""
+    spec = QuantSpec(granularity=Granularity("group", 64))
+    assert spec == QuantSpec(granularity="group:64")
+    assert hash(spec) == hash(QuantSpec(granularity="group:64"))
+    assert spec.granularity == Granularity("group", 64)
+    assert replace(spec, granularity="channel").granularity == Granularity("channel")
+    assert spec.to_dict()["granularity"] == "group:64"
+    with pytest.raises(SpecError, match=r"granularity is 'group:1'"):
+        QuantSpec(granularity=Granularity("group", 1))
+
+
 def test_numpy_integers_stay_json():
     """A spec made with NumPy integers is refused, or stores plain ones."""
     try:
@@ -280,19 +279,3 @@ def test_zero_in_grid(clusters, symmetric, layout):
     """Only the asymmetric grids of several fused clusters may lack zero."""
     spec = QuantSpec(clusters=clusters, symmetric=symmetric, layout=layout)
     assert spec.zero_in_grid == (layout == "parallel" or symmetric or clusters == 1)
-
-
-@pytest.mark.parametrize("strategy", ["residual", "lloyd"])
-@pytest.mark.parametrize("bits", range(2, 9))
-def test_default_clusters_are_allowed(strategy, bits):
-    """For every width there is a default that the strategy takes."""
-    spec = QuantSpec(bits=bits, strategy=strategy)
-    assert spec.clusters == (max(1, min(2, 8 // bits)) if strategy == "residual" else min(4, 256 >> bits))
-    assert spec.code_bits <= 8
-
-
-def test_strategies_fix_what_they_need():
-    """Shells are symmetric and residual parts parallel, whatever was said."""
-    assert QuantSpec(strategy="magnitude", symmetric=False).symmetric
-    assert QuantSpec(strategy="residual", layout="fused").layout == "parallel"
-    assert (QuantSpec(3, 2, "residual").code_bits, QuantSpec(3, 2, "residual").cluster_bits) == (6, 0)

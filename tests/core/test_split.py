@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from splitquant.core.error import NO_ERROR, figures_of
+from splitquant.core.error import NO_ERROR
+from splitquant.core.solve import needs_survey
 from splitquant.core.spec import PAPER, QuantSpec
-from splitquant.core.split import kind_of, needs_survey, quantize_array, scale_rows, solve, sums_of, survey
+from splitquant.core.split import quantize_array
 from splitquant.errors import TensorError
 
 GRANULARITIES = ["tensor", "channel", "group:4"]
@@ -102,8 +103,6 @@ def test_other_dtypes_are_refused(case):
     """Only floats are quantized; the message names what was found and what is expected."""
     with pytest.raises(TensorError, match=case.message):
         quantize_array(np.ones((2, 2), case.dtype), QuantSpec())
-    with pytest.raises(TensorError, match=case.message):
-        kind_of(np.dtype(case.dtype))
 
 
 @pytest.mark.parametrize("axis", [-1, 2, 5])
@@ -171,32 +170,6 @@ def test_a_split_tensor_is_frozen():
     split = quantize_array(normal(4, 8), QuantSpec())
     with pytest.raises(AttributeError):
         split.axis = 1
-
-
-@pytest.mark.parametrize("spec", [PAPER, QuantSpec(), QuantSpec(3, 5, granularity="group:16")], ids=str)
-def test_windows_of_rows_give_the_same_planes(spec):
-    """Surveying and encoding in windows of rows gives what the whole array gives, figures included."""
-    from splitquant.core.split import encode_rows, plane_widths
-
-    array = normal(20, 50, seed=4)
-    whole = quantize_array(array, spec)
-    windows = [np.ascontiguousarray(array[start : start + 7]) for start in range(0, 20, 7)]
-    rows = [scale_rows(window, spec) for window in windows]
-    heaviest = max((row.heaviest for row in rows if row is not None), default=0.0)
-    weighed = [row if row is None else row.weighed(heaviest) for row in rows]
-    histogram = survey(windows[0], weighed[0])
-    for window, row in zip(windows[1:], weighed[1:], strict=True):
-        histogram = survey(window, row).merge(histogram)
-    grid = solve(histogram, spec)
-    widths = plane_widths(50, spec)
-    codes, clusters = (np.empty((20, width), np.uint8) for width in widths)
-    errors = [
-        encode_rows(window, row, grid, codes[start : start + 7], clusters[start : start + 7])
-        for window, row, start in zip(windows, rows, range(0, 20, 7), strict=True)
-    ]
-    assert np.array_equal(codes, whole.codes)
-    assert np.array_equal(clusters, whole.clusters)
-    assert figures_of(array.size, map(sums_of, errors)) == whole.figures
 
 
 @pytest.mark.parametrize("granularity", ["channel", "group:4"])

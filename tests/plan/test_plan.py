@@ -239,7 +239,7 @@ def test_planned_planes_are_those_that_are_made(shape, kind, stack, spec, axis, 
     }
     if spec.cluster_bits:
         made["clusters"] = [s.clusters for s in splits]
-    if spec.granularity != "tensor":
+    if spec.granularity.kind != "tensor":
         made["row_scale"] = [pack_row_scale(s.row_scale, s.row_scale_kind) for s in splits]
     made = {name: np.stack(planes) if stack else planes[0] for name, planes in made.items()}
     made["shape"] = np.array(shape, np.int64)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from splitquant.core.affine import Cells, Grid
-from splitquant.core.reference import NumpyKernels, to_float32
-from splitquant.core.rows import inverse_of, row_scale_from, row_scale_kind
+from splitquant.core.floats import kind_of, to_float32
+from splitquant.core.granularity import Granularity
+from splitquant.core.interface import Planes, plane_width
+from splitquant.core.reference import NumpyKernels
+from splitquant.core.rows import RowScales, row_scale_from, row_scale_kind
 from splitquant.core.spec import CLUSTER_ID_BITS
-from splitquant.core.split import kind_of
 
 native = pytest.importorskip(
     "splitquant._native",
@@ -68,21 +72,28 @@ def grid_of(cells, bits, clusters):
     return Grid(bits, nothing, nothing, nothing, 0, (1 << bits) - 1, table, cells)
 
 
-def encoded(kernels, x, scale, inverse, group, grid):
-    """Codes, ids (None for one cluster) and errors."""
-    rows, cols = x.shape
-    codes = np.full((rows, -(-cols * grid.bits // 8)), 0xA5, np.uint8)
+def room_for(x, grid):
+    """Planes to encode into, full of something else."""
     id_bits = CLUSTER_ID_BITS[grid.clusters]
-    ids = np.full((rows, -(-cols * id_bits // 8)), 0xA5, np.uint8) if id_bits else None
+    codes, ids = (
+        np.full((len(x), plane_width(x.shape[1], bits)), 0xA5, np.uint8) if bits else None
+        for bits in (grid.bits, id_bits)
+    )
+    return Planes(codes, grid.bits, ids, id_bits, x.shape[1])
+
+
+def encoded(kernels, x, rows, grid):
+    """Codes, ids (None for one cluster) and errors."""
+    planes = room_for(x, grid)
     with np.errstate(all="ignore"):
-        errors = kernels.encode(x, scale, inverse, group, grid, codes, ids)
-    return codes, ids, errors
+        errors = kernels.encode(x, rows, grid, planes)
+    return planes.codes, planes.clusters, errors
 
 
-def check_same(x, scale, inverse, group, grid):
+def check_same(x, rows, grid):
     """Both kernels write the same planes; errors agree too, where they are numbers (a NaN has many spellings)."""
     (codes, ids, ours), (their_codes, their_ids, theirs) = (
-        encoded(kernels, x, scale, inverse, group, grid) for kernels in (COMPILED, TWIN)
+        encoded(kernels, x, rows, grid) for kernels in (COMPILED, TWIN)
     )
     assert codes.tobytes() == their_codes.tobytes()
     assert ids is None or ids.tobytes() == their_ids.tobytes()
@@ -93,12 +104,12 @@ def check_same(x, scale, inverse, group, grid):
 
 
 def scales_of(x, group):
-    """Row scales and inverses; those of rows that hold NaN or infinity are what comes of it."""
+    """Row scales; those of rows that hold NaN or infinity are what comes of it."""
     if group == 0:
-        return None, None
+        return None
+    kind = row_scale_kind(kind_of(x.dtype), Granularity("channel"))
     with np.errstate(all="ignore"):
-        scale = row_scale_from(TWIN.absmax(x, group), row_scale_kind(kind_of(x.dtype), "channel"))
-        return scale, inverse_of(scale)
+        return RowScales(group, row_scale_from(TWIN.absmax(x, group), kind))
 
 
 BORDERS = st.lists(
@@ -119,7 +130,7 @@ BORDERS = st.lists(
 def test_any_cells_and_any_weights(isa, x, borders, bits, clusters, group, seed):
     """Planes are the twin's for every bit pattern, equal and infinite borders, borders within one table key included."""
     grid = grid_of(cells_of(borders, bits, clusters, seed), bits, clusters)
-    check_same(x, *scales_of(x, group), group, grid)
+    check_same(x, scales_of(x, group), grid)
 
 
 @laws
@@ -138,7 +149,7 @@ def test_borders_at_the_weights(isa, x, count, seed):
     borders = np.unique(borders[np.isfinite(borders)])[:255]
     cells = cells_of(borders, 8, 1, seed)
     cells = Cells(cells.border, cells.level, np.arange(len(borders) + 1, dtype=np.uint8), np.zeros_like(cells.cluster))
-    codes, _ = check_same(x, None, None, 0, grid_of(cells, 8, 1))
+    codes, _ = check_same(x, None, grid_of(cells, 8, 1))
     expected = (x[..., None] >= cells.border).sum(axis=-1)
     assert np.array_equal(codes, expected)
 
@@ -153,7 +164,7 @@ def test_every_pattern(isa, kind):
     borders = [-INF, -1e30, -1.0, -1.0, -0.3, -TINY, 0.0, TINY, 2.0**-126, 0.3, 1.0, 1.0000001, 65504.0, 3e38, INF]
     cells = cells_of(borders, 8, 1, 0)
     cells = Cells(cells.border, cells.level, np.arange(len(borders) + 1, dtype=np.uint8), cells.cluster)
-    codes, _ = check_same(x, None, None, 0, grid_of(cells, 8, 1))
+    codes, _ = check_same(x, None, grid_of(cells, 8, 1))
     values = to_float32(x)
     expected = np.zeros(values.shape, np.int64)
     for border in cells.border:
@@ -168,7 +179,7 @@ def test_zeros_of_both_signs(isa, kind):
     top = int(np.iinfo(WORDS[kind]).max)
     x = window_of(kind, [[0, top // 2 + 1] * 20])
     for border in (0.0, -0.0, TINY, -TINY):
-        codes, _ = check_same(x, None, None, 0, grid_of(cells_of([border], 8, 1, 3), 8, 1))
+        codes, _ = check_same(x, None, grid_of(cells_of([border], 8, 1, 3), 8, 1))
         assert len(set(codes.ravel().tolist())) == 1
 
 
@@ -176,7 +187,7 @@ def test_one_cell(isa):
     """A grid of one cell gives its code to everything."""
     grid = grid_of(cells_of([], 4, 3, 1), 4, 3)
     x = window_of("fp32", [[0, 0x7F800000, 0xFF800000, 0x7FC00001, 0x80000000, 1, 0x7F7FFFFF]])
-    check_same(x, None, None, 0, grid)
+    check_same(x, None, grid)
 
 
 def test_many_cells(isa):
@@ -184,21 +195,23 @@ def test_many_cells(isa):
     rng = np.random.default_rng(4)
     borders = np.unique(1 + rng.random(511).astype(np.float32) / 64)
     x = (1 + rng.standard_normal((3, 1001)) / 64).astype(np.float32)
-    check_same(x, None, None, 0, grid_of(cells_of(borders, 8, 2, 5), 8, 2))
+    check_same(x, None, grid_of(cells_of(borders, 8, 2, 5), 8, 2))
 
 
 def test_wrong_arguments_are_refused(isa):
     """Planes and cells of other sizes raise instead of being written past."""
     x, grid = np.ones((2, 40), np.float32), grid_of(cells_of([0.0, 1.0], 4, 3, 1), 4, 3)
-    codes, ids, scale = np.empty((2, 20), np.uint8), np.empty((2, 10), np.uint8), np.ones((2, 1), np.float32)
+    planes, rows = room_for(x, grid), RowScales(40, np.ones((2, 1), np.float32))
+    COMPILED.encode(x, rows, grid, planes)
     short = Cells(grid.cells.border, grid.cells.level[:2], grid.cells.code, grid.cells.cluster)
     none = Cells(*(part[:0] for part in (grid.cells.border, grid.cells.level, grid.cells.code, grid.cells.cluster)))
     for wrong in (
-        lambda: COMPILED.encode(x, scale, scale, 40, grid, codes[:, :19], ids),
-        lambda: COMPILED.encode(x, scale, scale, 40, grid, codes, ids[:, :9]),
-        lambda: COMPILED.encode(x, scale[:1], scale, 40, grid, codes, ids),
-        lambda: COMPILED.encode(x, None, None, 0, grid_of(short, 4, 3), codes, ids),
-        lambda: COMPILED.encode(x, None, None, 0, grid_of(none, 4, 3), codes, ids),
+        lambda: COMPILED.encode(x, rows, grid, replace(planes, codes=planes.codes[:, :19].copy())),
+        lambda: COMPILED.encode(x, rows, grid, replace(planes, clusters=planes.clusters[:, :9].copy())),
+        lambda: COMPILED.encode(x, rows, grid, replace(planes, codes=planes.codes[:, :19])),
+        lambda: COMPILED.encode(x, replace(rows, scale=rows.scale[:1]), grid, planes),
+        lambda: COMPILED.encode(x, None, grid_of(short, 4, 3), planes),
+        lambda: COMPILED.encode(x, None, grid_of(none, 4, 3), planes),
     ):
         with pytest.raises((TypeError, ValueError)):
             wrong()

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitquant.core.histogram import KEYS, ValueHistogram
+from splitquant.core.passes import scale_rows, survey
 from splitquant.core.spec import QuantSpec
-from splitquant.core.split import quantize_array, scale_rows, survey
+from splitquant.core.split import quantize_array
 
 KINDS = ["bf16", "fp16", "fp32"]
 BITS_OF_KIND = {"bf16": np.uint16, "fp16": np.uint16, "fp32": np.uint32}
@@ -183,7 +184,7 @@ def test_scaled_rows_are_counted_as_scaled(case):
         return
     if np.abs(float64_of(x)).max() > 2.0**126:
         return
-    rows = scale_rows(x, QuantSpec(granularity="group:4"))
+    rows = scale_rows(x, QuantSpec(granularity="group:4").granularity)
     histogram = survey(x, rows)
     assert histogram.kind == "fp32"
     assert histogram.total == x.size
@@ -215,10 +216,10 @@ def test_weighted_windows_equal_the_whole(seed, cuts, size):
     rng = np.random.default_rng(seed)
     x = (rng.standard_normal((12, 9)) * np.exp(2 * rng.standard_normal((12, 1)))).astype(np.float32)
     spec = QuantSpec(granularity=f"group:{size}" if size else "channel")
-    rows = scale_rows(x, spec)
+    rows = scale_rows(x, spec.granularity)
     whole = survey(x, rows.weighed(rows.heaviest))
     pieces = [np.ascontiguousarray(part) for part in np.split(x, sorted(cuts)) if len(part)]
-    found = [survey(piece, scale_rows(piece, spec).weighed(rows.heaviest)) for piece in pieces]
+    found = [survey(piece, scale_rows(piece, spec.granularity).weighed(rows.heaviest)) for piece in pieces]
     merged = found[-1]
     for histogram in found[-2::-1]:
         merged = merged.merge(histogram)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,13 +13,15 @@ from hypothesis import strategies as st
 
 from any_spec import specs as any_specs
 from splitquant.core.affine import Grid, levels
-from splitquant.core.histogram import LowBits, ValueHistogram
-from splitquant.core.partition import prefix_arrays
-from splitquant.core.reference import NumpyKernels, from_float32, to_float32
-from splitquant.core.rows import LARGEST_FP16, LARGEST_MAGNITUDE, inverse_of, row_scale_from, row_scale_kind, row_weight
+from splitquant.core.floats import LARGEST_FP16, LARGEST_MAGNITUDE, from_float32, kind_of, to_float32
+from splitquant.core.granularity import Granularity
+from splitquant.core.interface import Planes, SegmentCosts
+from splitquant.core.partition import costs_of
+from splitquant.core.passes import survey
+from splitquant.core.reference import NumpyKernels
+from splitquant.core.rows import RowScales, row_scale_from, row_scale_kind
 from splitquant.core.solve import needs_survey, needs_weights, solve
 from splitquant.core.spec import CLUSTER_ID_BITS, QuantSpec
-from splitquant.core.split import RowScales, kind_of, plane_widths, survey
 
 native = pytest.importorskip(
     "splitquant._native",
@@ -81,12 +84,29 @@ def same(left, right):
     assert left.tobytes() == right.tobytes()
 
 
-def scales_of(x, group):
-    """Row scales and inverses of a window as `scale_rows` makes them; none for group 0."""
+def same_histogram(left, right):
+    """Equal in every bit of every table that there is."""
+    assert left.kind == right.kind
+    for ours, theirs in zip(tables_of(left), tables_of(right), strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            same(ours, theirs)
+
+
+def tables_of(histogram):
+    """All arrays of a histogram, None for those that it does not have."""
+    low = histogram.low
+    lows = (None,) * 4 if low is None else (low.sum, low.sum_sq, low.min, low.max)
+    return [histogram.count, *lows, histogram.weight]
+
+
+def scales_of(x, group, weighed=False):
+    """Row scales of a window as `scale_rows` makes them; none for group 0."""
     if group == 0:
-        return None, None
-    scale = row_scale_from(TWIN.absmax(x, group), row_scale_kind(kind_of(x.dtype), "channel"))
-    return scale, inverse_of(scale)
+        return None
+    kind = row_scale_kind(kind_of(x.dtype), Granularity("channel"))
+    rows = RowScales(group, row_scale_from(TWIN.absmax(x, group), kind))
+    return rows.weighed(rows.heaviest) if weighed else rows
 
 
 @laws
@@ -115,66 +135,59 @@ def test_absmax_shows_nonfinite(isa, kind, bad):
 def test_count16(isa, seed, rows, cols, dtype):
     """count16 counts every one of the 65,536 patterns, NaN and infinity too, as the twin does."""
     x = np.random.default_rng(seed).integers(0, 1 << 16, (rows, cols), dtype=np.uint16).view(dtype)
-    same(COMPILED.count16(x), TWIN.count16(x))
+    same_histogram(COMPILED.count16(x), TWIN.count16(x))
 
 
 @laws
 @given(matrices(), st.one_of(st.just(0), groups), st.booleans())
 def test_count32(isa, x, group, weighed):
     """count32 has the twin's counts, sums, extremes and weights, with and without row scales."""
-    scale, inverse = scales_of(x, group)
-    weight = row_weight(scale, float(scale.max())) if weighed and scale is not None else None
-    arguments = (x, inverse, group, weight)
-    for ours, theirs in zip(COMPILED.count32(*arguments), TWIN.count32(*arguments), strict=True):
-        same(ours, theirs)
+    rows = scales_of(x, group, weighed)
+    same_histogram(COMPILED.count32(x, rows), TWIN.count32(x, rows))
 
 
 @laws
 @given(matrices(), groups)
 def test_weights_are_those_of_the_rows(isa, x, group):
-    """A key weighs what its values' groups weigh together; without weights it weighs its count."""
-    scale, inverse = scales_of(x, group)
-    weight = row_weight(scale, float(scale.max()))
-    found = COMPILED.count32(x, inverse, group, weight)
-    each = np.repeat(weight.astype(np.int64), group, axis=1)[:, : x.shape[1]]
-    assert found.weights.sum() == each.sum()
-    assert ((found.weights > 0) == (found.counts > 0)).all()
-    plain = COMPILED.count32(x, inverse, group)
-    same(plain.weights, plain.counts)
-    same(found.counts, plain.counts)
+    """A key weighs what its values' groups weigh together; without weights there are none, and the rest is the same."""
+    rows = scales_of(x, group, weighed=True)
+    found = COMPILED.count32(x, rows)
+    each = np.repeat(rows.weight.astype(np.int64), group, axis=1)[:, : x.shape[1]]
+    assert found.weight.sum() == each.sum()
+    assert ((found.weight > 0) == (found.count > 0)).all()
+    plain = COMPILED.count32(x, replace(rows, weight=None))
+    assert plain.weight is None
+    same_histogram(replace(found, weight=None), plain)
 
 
 def test_count32_nonfinite(isa):
     """count32 files NaN and infinity under keys that tell."""
     x = np.array([[np.nan, np.inf, -np.inf, 1.0]], np.float32)
     with np.errstate(invalid="ignore"):
-        for ours, theirs in zip(COMPILED.count32(x, None, 0), TWIN.count32(x, None, 0), strict=True):
-            same(ours, theirs)
+        same_histogram(COMPILED.count32(x, None), TWIN.count32(x, None))
 
 
 def test_count32_many_of_one_key(isa):
     """More values of one key than a packed counter holds are still counted exactly."""
     n, low = (1 << 24) + 12345, 0xFFFF
     x = np.full((1, n), 0x3F800000 | low, np.uint32).view(np.float32)
-    counts, key = COMPILED.count32(x, None, 0), 0x3F80
-    assert counts.counts[key] == n
-    assert counts.low_sum[key] == n * low
-    assert counts.low_sum_sq[key] == n * low * low
-    assert (counts.low_min[key], counts.low_max[key]) == (low, low)
+    found, key = COMPILED.count32(x, None), 0x3F80
+    assert found.count[key] == n
+    assert found.low.sum[key] == n * low
+    assert found.low.sum_sq[key] == n * low * low
+    assert (found.low.min[key], found.low.max[key]) == (low, low)
 
 
 @laws
 @given(matrices(), st.integers(1, 8), st.booleans(), st.sampled_from(["kmeans", "own_range", "zero_range"]))
 def test_partition(isa, x, clusters, scaled, objective):
     """partition gives the twin's borders, ties included, for every objective."""
-    _, inverse = scales_of(x, x.shape[1] if scaled else 0)
-    counts = TWIN.count32(x, inverse, x.shape[1])
-    bins = ValueHistogram("fp32", counts.counts, LowBits(*counts[1:5])).bins()
+    bins = TWIN.count32(x, scales_of(x, x.shape[1] if scaled else 0)).bins()
     clusters = min(clusters, len(bins))
-    arrays = prefix_arrays(bins, objective)
+    costs = costs_of(bins, objective)
     with np.errstate(all="ignore"):
-        theirs = TWIN.partition(*arrays, clusters, objective == "kmeans")
-    same(COMPILED.partition(*arrays, clusters, objective == "kmeans"), theirs)
+        theirs = TWIN.partition(costs, clusters)
+    same(COMPILED.partition(costs, clusters), theirs)
 
 
 @laws
@@ -186,36 +199,28 @@ def test_partition_ties(isa, clusters, extra, seed):
     low = np.cumsum(rng.integers(0, 2, n)).astype(np.float64)
     count = np.arange(n + 1, dtype=np.float64)
     total = np.concatenate([[0.0], np.cumsum(low)])
-    for kmeans in (False, True):
-        same(
-            COMPILED.partition(count, total, low, low, clusters, kmeans),
-            TWIN.partition(count, total, low, low, clusters, kmeans),
-        )
+    for squares in (False, True):
+        costs = SegmentCosts(count, total, low, low, squares)
+        same(COMPILED.partition(costs, clusters), TWIN.partition(costs, clusters))
 
 
 specs = any_specs(granularities=["tensor", "channel", *(f"group:{n}" for n in (2, 3, 16, 32, 48, 64, 100, 128, 1000))])
 
 
 def problem_of(x, spec):
-    """Group, row scales, inverses and the grid for a matrix, made as `quantize_array` makes them."""
-    group = spec.group_size(x.shape[1])
-    scale, inverse = scales_of(x, group)
-    rows = None if scale is None else RowScales(group, scale, inverse)
-    if rows is not None and needs_weights(spec):
-        rows = rows.weighed(rows.heaviest)
+    """Row scales and the grid for a matrix, made as `quantize_array` makes them."""
+    rows = scales_of(x, spec.group_size(x.shape[1]))
     with np.errstate(all="ignore"):
-        grid = solve(survey(x, rows) if needs_survey(spec) else None, spec)
-    return group, scale, inverse, grid
+        weighed = rows.weighed(rows.heaviest) if needs_weights(spec) else rows
+        return rows, solve(survey(x, weighed) if needs_survey(spec) else None, spec)
 
 
-def encoded(kernels, x, scale, inverse, group, grid, spec):
+def encoded(kernels, x, rows, grid, spec):
     """Planes and errors."""
-    codes_width, clusters_width = plane_widths(x.shape[1], spec)
-    codes = np.full((x.shape[0], codes_width), 0xA5, np.uint8)
-    clusters = np.full((x.shape[0], clusters_width), 0xA5, np.uint8) if clusters_width else None
+    planes = Planes.room(spec, *x.shape, lambda _, nbytes: np.full(nbytes, 0xA5, np.uint8))
     with np.errstate(all="ignore"):
-        errors = kernels.encode(x, scale, inverse, group, grid, codes, clusters)
-    return [codes, *([] if clusters is None else [clusters]), *errors]
+        errors = kernels.encode(x, rows, grid, planes)
+    return [planes.codes, *([] if planes.clusters is None else [planes.clusters]), *errors]
 
 
 @settings(laws, max_examples=250)
@@ -224,15 +229,14 @@ def encoded(kernels, x, scale, inverse, group, grid, spec):
 @example(matrix_of("fp32", "huge", 2, 2, 513), QuantSpec(granularity="tensor", clusters=8, bits=8))
 def test_encode_and_dequantize(isa, x, spec):
     """encode writes the twin's planes and errors, and dequantize reads them back as the twin does, in every dtype."""
-    group, scale, inverse, grid = problem_of(x, spec)
-    ours, theirs = (encoded(kernels, x, scale, inverse, group, grid, spec) for kernels in (COMPILED, TWIN))
+    rows, grid = problem_of(x, spec)
+    ours, theirs = (encoded(kernels, x, rows, grid, spec) for kernels in (COMPILED, TWIN))
     for left, right in zip(ours, theirs, strict=True):
         same(left, right)
-    codes, clusters = ours[0], ours[1] if spec.cluster_bits else None
+    planes = Planes.of(spec, x.shape[1], ours[0], ours[1] if spec.cluster_bits else None)
     for kind in KINDS:
-        arguments = (codes, clusters, grid.levels, scale, group, x.shape[1], kind)
         with np.errstate(all="ignore"):
-            same(COMPILED.dequantize(*arguments), TWIN.dequantize(*arguments))
+            same(*(kernels.dequantize(planes, grid.levels, rows, kind) for kernels in (COMPILED, TWIN)))
 
 
 @laws
@@ -240,8 +244,8 @@ def test_encode_and_dequantize(isa, x, spec):
 def test_encode_any_grid(isa, x, bits, clusters, seed):
     """Also grids that no solver makes (any scales and offsets, empty clusters, ties on borders) give the twin's bytes."""
     rng = np.random.default_rng(seed)
-    scale, inverse = scales_of(x, x.shape[1])
-    u = to_float32(x) * inverse
+    rows = scales_of(x, x.shape[1])
+    u = to_float32(x) * rows.inverse
     lower = np.sort(rng.choice(u.reshape(-1), clusters)).astype(np.float32)
     lower[0] = -np.inf
     lower[rng.integers(1, clusters + 1) :] = np.inf
@@ -250,7 +254,7 @@ def test_encode_any_grid(isa, x, bits, clusters, seed):
     code_min, code_max = int(rng.integers(0, 2)), (1 << bits) - 1
     grid = Grid(bits, lower, steps, offset, code_min, code_max, levels(steps, offset, bits))
     spec = QuantSpec(bits=bits, clusters=clusters)
-    ours, theirs = (encoded(kernels, x, scale, inverse, x.shape[1], grid, spec) for kernels in (COMPILED, TWIN))
+    ours, theirs = (encoded(kernels, x, rows, grid, spec) for kernels in (COMPILED, TWIN))
     for left, right in zip(ours, theirs, strict=True):
         same(left, right)
 
@@ -260,10 +264,10 @@ def test_encode_survives_nonfinite(isa, kind):
     """NaN and infinity neither crash nor write outside the planes."""
     clean = from_float32(np.linspace(-1, 1, 100, dtype=np.float32).reshape(2, 50), kind)
     spec = QuantSpec(bits=3, clusters=5, granularity="tensor")
-    grid = problem_of(clean, spec)[3]
+    grid = problem_of(clean, spec)[1]
     dirty = clean.copy()
     dirty[0, :3] = [0x7FC0, 0x7F80, 0xFF80] if kind == "bf16" else [np.nan, np.inf, -np.inf]
-    clean, dirty = (encoded(COMPILED, x, None, None, 0, grid, spec) for x in (clean, dirty))
+    clean, dirty = (encoded(COMPILED, x, None, grid, spec) for x in (clean, dirty))
     for left, right in zip(dirty, clean, strict=True):
         same(left[1:], right[1:])
 
@@ -302,10 +306,10 @@ def test_encoded_bytes(isa):
     x = np.array([[-1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 0.75]], np.float32)
     lower, scale, offset = (np.array(part, np.float32) for part in ([-np.inf, 0], [0.125, 0.25], [-1, 0]))
     grid = Grid(4, lower, scale, offset, 0, 15, levels(scale, offset, 4))
-    codes, clusters = np.empty((1, 4), np.uint8), np.empty((1, 1), np.uint8)
-    errors = COMPILED.encode(x, None, None, 0, grid, codes, clusters)
-    assert codes.tolist() == [[0x40, 0x10, 0x42, 0x03]]
-    assert clusters.tolist() == [[0b1111100]]
+    planes = Planes.room(QuantSpec(4, 2), 1, 7)
+    errors = COMPILED.encode(x, None, grid, planes)
+    assert planes.codes.tolist() == [[0x40, 0x10, 0x42, 0x03]]
+    assert planes.clusters.tolist() == [[0b1111100]]
     assert (errors.signal[0], errors.noise[0], errors.max_error[0]) == (3.125, 0.0, 0.0)
 
 
@@ -318,17 +322,15 @@ def test_dequantize_rounds_to_even(isa, kind):
     large = np.array([0x477FF000, 0x7F7FFFFF, 0x387FE000, 0x387FF000, 0x387FC001, 0x00000001, 0x80000000, 0xB3000001])
     levels = np.concatenate([patterns, large]).astype(np.uint32).view(np.float32).reshape(1, 16)
     codes = TWIN.pack(np.arange(16, dtype=np.uint8).reshape(1, 16), 4)
-    scale = np.ones((1, 1), np.float32)
-    arguments = (codes, None, levels, scale, 16, 16, kind)
-    same(COMPILED.dequantize(*arguments), TWIN.dequantize(*arguments))
+    planes, rows = Planes(codes, 4, None, 0, 16), RowScales(16, np.ones((1, 1), np.float32))
+    same(*(kernels.dequantize(planes, levels, rows, kind) for kernels in (COMPILED, TWIN)))
 
 
 def test_fp16_values_are_exact(isa):
     """Every finite fp16 is read as its value, subnormals too."""
     x = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     x = np.ascontiguousarray(x[np.isfinite(x)].reshape(1, -1))
-    for ours, theirs in zip(COMPILED.count32(x, None, 0), TWIN.count32(x, None, 0), strict=True):
-        same(ours, theirs)
+    same_histogram(COMPILED.count32(x, None), TWIN.count32(x, None))
     same(COMPILED.absmax(x, 1), np.abs(x.astype(np.float32)))
 
 
@@ -336,53 +338,62 @@ def test_read_only_inputs(isa):
     """Arrays that may not be written, such as memory maps, are taken."""
     x = matrix_of("fp16", "normal", 3, 4, 100)
     spec = QuantSpec()
-    group, scale, inverse, grid = problem_of(x, spec)
-    arrays = (x, scale, inverse, grid.lower, grid.scale, grid.offset)
-    for array in arrays:
+    rows, grid = problem_of(x, spec)
+    rows = rows.weighed(rows.heaviest)
+    for array in (x, rows.scale, rows.weight, grid.lower, grid.scale, grid.offset, grid.levels):
         array.flags.writeable = False
     COMPILED.absmax(x, 32)
     COMPILED.count16(x)
-    COMPILED.count32(x, inverse, group)
-    planes = encoded(COMPILED, x, scale, inverse, group, grid, spec)
-    for plane in planes:
+    COMPILED.count32(x, rows)
+    codes, clusters, *_ = encoded(COMPILED, x, rows, grid, spec)
+    for plane in (codes, clusters):
         plane.flags.writeable = False
-    same(COMPILED.unpack(planes[0], 100, 4), TWIN.unpack(planes[0], 100, 4))
-    COMPILED.pack(planes[0], 8)
-    COMPILED.dequantize(planes[0], planes[1], grid.levels, scale, group, 100, "bf16")
+    same(COMPILED.unpack(codes, 100, 4), TWIN.unpack(codes, 100, 4))
+    COMPILED.pack(codes, 8)
+    COMPILED.dequantize(Planes.of(spec, 100, codes, clusters), grid.levels, rows, "bf16")
 
 
 def test_encode_writes_into_a_slice_of_rows(isa):
     """Planes may be rows of a larger buffer; their neighbours stay as they are."""
     x = matrix_of("bf16", "heavy", 4, 3, 33)
     spec = QuantSpec(bits=3)
-    group, scale, inverse, grid = problem_of(x, spec)
-    codes_width, clusters_width = plane_widths(33, spec)
-    codes, clusters = np.full((5, codes_width), 77, np.uint8), np.full((5, clusters_width), 77, np.uint8)
-    COMPILED.encode(x, scale, inverse, group, grid, codes[1:4], clusters[1:4])
-    expected = encoded(TWIN, x, scale, inverse, group, grid, spec)
-    same(codes[1:4], expected[0])
-    same(clusters[1:4], expected[1])
-    assert (codes[[0, 4]] == 77).all()
-    assert (clusters[[0, 4]] == 77).all()
+    rows, grid = problem_of(x, spec)
+    whole = Planes.room(spec, 5, 33, lambda _, nbytes: np.full(nbytes, 77, np.uint8))
+    COMPILED.encode(x, rows, grid, Planes.of(spec, 33, whole.codes[1:4], whole.clusters[1:4]))
+    expected = encoded(TWIN, x, rows, grid, spec)
+    for plane, inside in zip((whole.codes, whole.clusters), expected, strict=False):
+        same(plane[1:4], inside)
+        assert (plane[[0, 4]] == 77).all()
 
 
 def test_wrong_arguments_are_refused(isa):
     """What would read or write out of bounds raises instead."""
     x = matrix_of("fp32", "normal", 5, 2, 40)
-    grid = problem_of(x, QuantSpec())[3]
-    codes, clusters = np.empty((2, 20), np.uint8), np.empty((2, 10), np.uint8)
-    scale = np.ones((2, 1), np.float32)
+    grid = problem_of(x, QuantSpec())[1]
+    planes = Planes.room(QuantSpec(), 2, 40)
+    rows = RowScales(40, np.ones((2, 1), np.float32))
+    COMPILED.encode(x, rows, grid, planes)
+    costs = SegmentCosts(np.zeros(3), np.zeros(3), np.zeros(2), np.zeros(2), squares=True)
+    read_only = planes.codes.copy()
+    read_only.flags.writeable = False
     for wrong in (
         lambda: COMPILED.absmax(x.astype(np.float64), 4),
+        lambda: COMPILED.absmax(x[0], 4),
         lambda: COMPILED.count16(x),
-        lambda: COMPILED.count32(x, np.ones((2, 3), np.float32), 16 * 2),
-        lambda: COMPILED.encode(x, scale, scale, 40, grid, codes[:, :19], clusters),
-        lambda: COMPILED.encode(x, scale, scale, 40, grid, codes[:1], clusters),
-        lambda: COMPILED.encode(x, scale[:1], scale, 40, grid, codes, clusters),
-        lambda: COMPILED.dequantize(codes, clusters, grid.levels, scale, 40, 41, "fp32"),
-        lambda: COMPILED.unpack(codes, 50, 4),
-        lambda: COMPILED.pack(codes, 9),
-        lambda: COMPILED.partition(np.zeros(3), np.zeros(3), np.zeros(2), np.zeros(2), 3, True),
+        lambda: COMPILED.count32(x, RowScales(16 * 2, np.ones((2, 3), np.float32))),
+        lambda: COMPILED.count32(x, replace(rows, weight=np.ones((2, 2), np.uint32))),
+        lambda: COMPILED.encode(x, rows, grid, replace(planes, codes=planes.codes[:, :19].copy())),
+        lambda: COMPILED.encode(x, rows, grid, replace(planes, codes=planes.codes[:, ::-1])),
+        lambda: COMPILED.encode(x, rows, grid, replace(planes, codes=planes.codes[:1])),
+        lambda: COMPILED.encode(x, rows, grid, replace(planes, codes=read_only)),
+        lambda: COMPILED.encode(x, rows, grid, replace(planes, bits=3)),
+        lambda: COMPILED.encode(x, rows, grid, replace(planes, cluster_bits=0)),
+        lambda: COMPILED.encode(x, rows.of(range(1)), grid, planes),
+        lambda: COMPILED.dequantize(replace(planes, cols=41), grid.levels, rows, "fp32"),
+        lambda: COMPILED.dequantize(planes, grid.levels[:, :8], rows, "fp32"),
+        lambda: COMPILED.unpack(planes.codes, 50, 4),
+        lambda: COMPILED.pack(planes.codes, 9),
+        lambda: COMPILED.partition(costs, 3),
         lambda: native.set_isa("abacus"),
     ):
         with pytest.raises((TypeError, ValueError)):
@@ -392,8 +403,8 @@ def test_wrong_arguments_are_refused(isa):
 def test_empty_matrices(isa):
     """No rows or no columns is no work."""
     assert COMPILED.absmax(np.empty((0, 5), np.float32), 2).shape == (0, 3)
-    assert COMPILED.count16(np.empty((3, 0), np.uint16)).sum() == 0
-    assert COMPILED.count32(np.empty((0, 5), np.float16), None, 0).counts.sum() == 0
+    assert COMPILED.count16(np.empty((3, 0), np.uint16)).total == 0
+    assert COMPILED.count32(np.empty((0, 5), np.float16), None).total == 0
     assert COMPILED.pack(np.empty((2, 0), np.uint8), 4).shape == (2, 0)
 
 
@@ -401,17 +412,16 @@ def test_threads_give_the_same_bytes(isa):
     """Windows of rows encoded and counted by several threads at once give what one call gives."""
     x = matrix_of("bf16", "heavy", 6, 64, 4096)
     spec = QuantSpec(granularity="group:128")
-    group, scale, inverse, grid = problem_of(x, spec)
-    whole = encoded(COMPILED, x, scale, inverse, group, grid, spec)
-    counts = COMPILED.count32(x, inverse, group)
-    parts = [slice(start, start + 4) for start in range(0, 64, 4)]
+    rows, grid = problem_of(x, spec)
+    whole, counts = encoded(COMPILED, x, rows, grid, spec), COMPILED.count32(x, rows)
+    parts = [range(start, start + 4) for start in range(0, 64, 4)]
     with ThreadPoolExecutor(4) as pool:
-        pieces = list(pool.map(lambda s: encoded(COMPILED, x[s], scale[s], inverse[s], group, grid, spec), parts))
-        tables = list(pool.map(lambda s: COMPILED.count32(x[s], inverse[s], group), parts))
+        pieces = list(pool.map(lambda p: encoded(COMPILED, x[p.start : p.stop], rows.of(p), grid, spec), parts))
+        tables = list(pool.map(lambda p: COMPILED.count32(x[p.start : p.stop], rows.of(p)), parts))
     for left, right in zip(whole, map(np.concatenate, zip(*pieces, strict=True)), strict=True):
         same(left, right)
-    same(sum(table.counts for table in tables), counts.counts)
-    same(np.minimum.reduce([table.low_min for table in tables]), counts.low_min)
+    same(sum(table.count for table in tables), counts.count)
+    same(np.minimum.reduce([table.low.min for table in tables]), counts.low.min)
 
 
 def test_cluster_id_bits_cover_every_count():

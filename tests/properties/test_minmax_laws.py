@@ -29,9 +29,9 @@ EXACT_TIE = np.array([[-8.5, 6.5, 0.0, 1.0]], np.float32)  # both ends halfway b
 
 def slices(x, spec):
     """The slices of a matrix that share a range."""
-    if spec.granularity == "tensor":
+    if spec.granularity.kind == "tensor":
         return [x.reshape(-1)]
-    if spec.granularity == "channel":
+    if spec.granularity.kind == "channel":
         return list(x)
     return [row[start : start + 3] for row in x for start in range(0, len(row), 3)]
 

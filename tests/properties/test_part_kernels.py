@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from splitquant.core.interface import Parts, Planes, plane_width
 from splitquant.core.reference import NumpyKernels
 
 native = pytest.importorskip(
@@ -39,10 +42,11 @@ def test_part_planes(isa, given_parts):
     """Every part has its own codes moved to its base, and its base elsewhere and behind the row."""
     bits, code, cluster, zero, base, out_bits, width = given_parts
     cols, id_bits = code.shape[1], 4
-    codes, clusters = TWIN.pack(code, bits), None if cluster is None else TWIN.pack(cluster, id_bits)
-    planes, twins = (np.empty((len(zero), len(code), -(-width * out_bits // 8)), np.uint8) for _ in range(2))
+    clusters = None if cluster is None else TWIN.pack(cluster, id_bits)
+    whole = Planes(TWIN.pack(code, bits), bits, clusters, id_bits, cols)
+    planes, twins = (np.empty((len(zero), len(code), plane_width(width, out_bits)), np.uint8) for _ in range(2))
     for kernels, out in ((COMPILED, planes), (TWIN, twins)):
-        kernels.part_planes(codes, bits, clusters, id_bits, cols, zero, base, out, out_bits, width)
+        kernels.part_planes(whole, Parts(out, out_bits, width, zero, base))
     assert planes.tobytes() == twins.tobytes()
     for c, plane in enumerate(planes):
         values = TWIN.unpack(plane, width, out_bits)
@@ -73,16 +77,18 @@ def test_transpose(isa, rows, cols, word, skipped, seed):
 def test_wrong_arguments_are_refused(isa):
     """What would read or write out of bounds raises instead."""
     codes, one, out = np.zeros((2, 3), np.uint8), np.zeros(1, np.uint8), np.zeros((1, 2, 3), np.uint8)
+    planes, parts = Planes(codes, 4, None, 0, 5), Parts(out, 4, 5, one, one)
+    COMPILED.part_planes(planes, parts)
     x = np.zeros((3, 4), np.uint32)
     for wrong in (
-        lambda: COMPILED.part_planes(codes, 4, codes[:1], 4, 5, one, one, out, 4, 5),
-        lambda: COMPILED.part_planes(codes, 4, codes, 0, 5, one, one, out, 4, 5),
-        lambda: COMPILED.part_planes(codes, 4, None, 0, 5, one, np.zeros(2, np.uint8), out, 4, 5),
-        lambda: COMPILED.part_planes(codes, 4, None, 0, 9, one, one, out, 4, 9),
-        lambda: COMPILED.part_planes(codes, 4, None, 0, 5, one, one, out, 4, 4),
-        lambda: COMPILED.part_planes(codes, 4, None, 0, 5, one, one, out, 9, 5),
-        lambda: COMPILED.part_planes(codes, 4, None, 0, 5, one, one, out, 4, 8),
-        lambda: COMPILED.part_planes(codes, 4, None, 0, 5, one, one, out[:, ::-1], 4, 5),
+        lambda: COMPILED.part_planes(replace(planes, clusters=codes[:1], cluster_bits=4), parts),
+        lambda: COMPILED.part_planes(replace(planes, clusters=codes), parts),
+        lambda: COMPILED.part_planes(planes, replace(parts, base=np.zeros(2, np.uint8))),
+        lambda: COMPILED.part_planes(replace(planes, cols=9), replace(parts, cols=9)),
+        lambda: COMPILED.part_planes(planes, replace(parts, cols=4)),
+        lambda: COMPILED.part_planes(planes, replace(parts, bits=9)),
+        lambda: COMPILED.part_planes(planes, replace(parts, cols=8)),
+        lambda: COMPILED.part_planes(planes, replace(parts, out=out[:, ::-1])),
         lambda: COMPILED.transpose(x, np.zeros((3, 4), np.uint32)),
         lambda: COMPILED.transpose(x.T, np.zeros((3, 4), np.uint32)),
         lambda: COMPILED.transpose(x[::-1], np.zeros((4, 3), np.uint32)),

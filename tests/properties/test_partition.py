@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from splitquant.core.histogram import Bins
 from splitquant.core.partition import objective_of, partition, segment_cost
+from splitquant.core.passes import survey
 from splitquant.core.spec import QuantSpec
-from splitquant.core.split import survey
 
 OBJECTIVES = ["kmeans", "own_range", "zero_range"]
 

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from any_spec import specs
 from any_weights import float64_of, tensors
 from splitquant.core.histogram import Values
-from splitquant.core.polish import fit_of, polished
+from splitquant.core.passes import survey
+from splitquant.core.polish import polished
+from splitquant.core.refit import fit_of
 from splitquant.core.solve import solve
 from splitquant.core.spec import PAPER, QuantSpec
-from splitquant.core.split import quantize_array, survey
+from splitquant.core.split import quantize_array
 
 EPS = 2.0**-23
 laws = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -94,7 +96,7 @@ def test_deterministic(x, spec, random):
     split, again = quantize_array(x, spec), quantize_array(x, spec)
     assert split.codes.tobytes() == again.codes.tobytes()
     assert split.levels.tobytes() == again.levels.tobytes()
-    if spec.granularity == "tensor":
+    if spec.granularity.kind == "tensor":
         order = random.sample(range(x.shape[1]), x.shape[1])
         other = quantize_array(np.ascontiguousarray(x[:, order]), spec)
         assert other.levels.tobytes() == split.levels.tobytes()

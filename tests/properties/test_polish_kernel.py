@@ -11,10 +11,10 @@ from any_spec import specs
 from any_weights import float64_of, tensors
 from splitquant.core.affine import grid_for
 from splitquant.core.histogram import Bins, Values
+from splitquant.core.passes import scale_rows, survey
 from splitquant.core.reference import NumpyKernels
 from splitquant.core.solve import solve
 from splitquant.core.spec import QuantSpec
-from splitquant.core.split import scale_rows, survey
 
 native = pytest.importorskip(
     "splitquant._native",
@@ -48,7 +48,7 @@ def check(compiled, grid, values):
 def test_any_weights(compiled, x, exponent, spec):
     """For every form of weights, tiny and huge ones, and fewer values than clusters."""
     x = (float64_of(x) * 10.0**exponent).astype(np.float32) if exponent % 3 == 0 else x
-    rows = scale_rows(x, spec)
+    rows = scale_rows(x, spec.granularity)
     histogram = survey(x, rows)
     check(compiled, solve(histogram, spec), Values.of(histogram.bins()))
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from any_spec import specs
 from splitquant.core.partition import objective_of
-from splitquant.core.spec import LAYOUTS, Layout, QuantSpec
+from splitquant.core.spec import QuantSpec
 from splitquant.core.split import quantize_array
+from splitquant.core.strategies import LAYOUTS, Layout
 
 DTYPES = ["bf16", "fp16", "fp32", "fp64"]
 FORMS = {"normal", "heavy", "positive", "few", "offset", "tiny", "constant", "zeros"}
@@ -225,12 +226,12 @@ def test_planes_have_their_sizes(problem):
     else:
         assert split.clusters.shape == (rows, math.ceil(cols * math.ceil(math.log2(spec.clusters)) / 8))
         stored += split.clusters.nbytes
-    if spec.granularity == "tensor":
+    if spec.granularity.kind == "tensor":
         assert split.row_scale is None
     else:
-        groups = 1 if spec.granularity == "channel" else math.ceil(cols / int(spec.granularity[6:]))
+        groups = 1 if spec.granularity.kind == "channel" else math.ceil(cols / spec.granularity.size)
         assert split.row_scale.shape == (rows, groups)
-        stored += rows * groups * (4 if spec.granularity == "channel" and array.dtype.itemsize >= 4 else 2)
+        stored += rows * groups * (4 if spec.granularity.kind == "channel" and array.dtype.itemsize >= 4 else 2)
     assert split.scale.shape == split.offset.shape == ((0,) if lloyd else (spec.clusters,))
     assert split.levels.shape == ((1, 2 ** (spec.bits * spec.clusters)) if residual else (spec.clusters, 2**spec.bits))
     assert split.bits_per_weight == pytest.approx(8 * stored / array.size)

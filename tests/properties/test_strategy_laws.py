@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from any_spec import specs
 from any_weights import float64_of, tensors
 from splitquant.core.partition import folded, objective_of, partition
+from splitquant.core.passes import survey
 from splitquant.core.solve import needs_survey
 from splitquant.core.spec import QuantSpec
-from splitquant.core.split import quantize_array, survey
+from splitquant.core.split import quantize_array
 
 EPS = 2.0**-23
 laws = settings(max_examples=80, deadline=None)
@@ -261,7 +262,7 @@ def test_free_levels_have_their_form(x, spec):
     assert (np.diff(split.levels.ravel()) >= 0).all()
     assert not np.signbit(split.levels[split.levels == 0]).any()
     assert len(split.scale) == len(split.offset) == 0
-    if spec.granularity == "tensor":
+    if spec.granularity.kind == "tensor":
         w = float64_of(x)
         least = np.abs(w.ravel()[:, None] - split.levels.ravel().astype(np.float64)).min(axis=1)
         assert (np.abs(w - split.dequantize()).ravel() <= least + EPS * np.abs(w).ravel() + 2.0**-148).all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitquant.core.spec import STRATEGIES
+from splitquant.core.strategies import STRATEGIES
 from splitquant.errors import SpecError
 from splitquant.plan.targets import TARGETS, spec_for
 

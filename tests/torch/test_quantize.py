@@ -69,7 +69,7 @@ def test_k_integer_layers(spec):
         assert packed.zero_point().tolist() == [core.zero_point[c]]
         assert np.array_equal(packed.dequantize().numpy(), core.parts()[c])
     stored = [name for name in quantized.state_dict() if name.startswith("parts.1.")]
-    row_scale = [] if spec.granularity == "tensor" else ["row_scale"]
+    row_scale = [] if spec.granularity.kind == "tensor" else ["row_scale"]
     wanted = [f"parts.1.weight.{name}" for name in ("codes", "scale", "offset", *row_scale, "shape")]
     assert stored == (wanted if spec.clusters > 1 else [])
 

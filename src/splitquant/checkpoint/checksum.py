@@ -10,12 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
-from numpy.typing import NDArray
-
+from splitquant.core.arrays import U8
 from splitquant.core.kernels import kernels
-
-U8 = NDArray[np.uint8]
 
 _POLYNOMIAL = 0xEDB88320  # of CRC-32, bit-reversed as in zlib
 _ONE = 1 << 31  # the polynomial 1 in that order of bits

@@ -6,11 +6,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from splitquant.core.kernels import Matrix
+from splitquant.core.arrays import U8, U16, Matrix
 
-U8 = NDArray[np.uint8]
 _NUMPY: dict[str, Any] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "F64": np.float64, "I64": np.int64}
 
 
@@ -32,7 +30,7 @@ def window_bytes_per_weight(dtype: str) -> int:
 
 
 @cache
-def _fp8_as_bf16(dtype: str) -> NDArray[np.uint16]:
+def _fp8_as_bf16(dtype: str) -> U16:
     """The bf16 bits of all 256 fp8 numbers (Open Compute Project, OFP8: E4M3 has no infinity, one NaN per sign)."""
     exponent_bits, mantissa_bits, bias = (4, 3, 7) if dtype == "F8_E4M3" else (5, 2, 15)
     codes = np.arange(256)

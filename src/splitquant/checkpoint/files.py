@@ -12,11 +12,9 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from splitquant.core.arrays import U8
 from splitquant.errors import DestinationError, SourceError
-
-U8 = NDArray[np.uint8]
 
 
 class SourceFile:

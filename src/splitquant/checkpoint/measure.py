@@ -15,18 +15,16 @@ from itertools import groupby
 from math import fsum
 
 import numpy as np
-from numpy.typing import NDArray
 
 from splitquant.checkpoint.decode import as_window, window_bytes_per_weight
 from splitquant.checkpoint.files import Buffers, SourceFile
 from splitquant.checkpoint.folder import Folder
 from splitquant.checkpoint.windows import MemoryBudget
+from splitquant.core.arrays import I64, Matrix
 from splitquant.core.error import NO_ERROR, ErrorFigures, figures_of
-from splitquant.core.kernels import Matrix
+from splitquant.core.passes import Sink, Windows, encoded, held, solved
 from splitquant.core.rows import to_matrix
-from splitquant.core.solve import needs_survey, solve
 from splitquant.core.spec import QuantSpec
-from splitquant.core.split import encode_rows, plane_widths, scale_rows, sums_of, survey
 from splitquant.errors import TensorError, tensor_error
 from splitquant.plan.candidates import Options
 from splitquant.plan.plan import TensorPlan
@@ -34,7 +32,6 @@ from splitquant.plan.planes import Geometry, geometry
 
 SAMPLE_WEIGHTS = 1 << 20
 _MATRICES = 8  # of a stack that is sampled
-I64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,21 +147,12 @@ def _measure(reader: _Reader, pool: Sequence[QuantSpec | None], budget: MemoryBu
 def _errors(x: Matrix, pool: Sequence[QuantSpec | None], buffers: Buffers) -> tuple[float, list[ErrorFigures | None]]:
     """The signal of a matrix, and its figures by every spec of the pool (None for None)."""
     found: list[ErrorFigures | None] = [None] * len(pool)
+    sink = Sink(lambda _, blocks: next(blocks).errors, buffers.get)
     signal = 0.0
     for granularity in dict.fromkeys(spec.granularity for spec in pool if spec is not None):
-        rows = histogram = None
-        for number, spec in enumerate(pool):
-            if spec is None or spec.granularity != granularity:
-                continue
-            rows = scale_rows(x, spec) if rows is None else rows
-            if histogram is None and needs_survey(spec):
-                histogram = survey(x, None if rows is None else rows.weighed(rows.heaviest))
-            grid = solve(histogram if needs_survey(spec) else None, spec)
-            codes, clusters = (
-                buffers.get(name, len(x) * width).reshape(len(x), width) if width else None
-                for name, width in zip(("codes", "clusters"), plane_widths(x.shape[1], spec), strict=True)
-            )
-            assert codes is not None
-            found[number] = figures = figures_of(x.size, [sums_of(encode_rows(x, rows, grid, codes, clusters))])
+        matrix = held(Windows.whole(x), granularity)
+        specs = {n: spec for n, spec in enumerate(pool) if spec is not None and spec.granularity == granularity}
+        for (number, spec), grid in zip(specs.items(), solved(matrix, [*specs.values()]), strict=True):
+            found[number] = figures = figures_of(x.size, encoded(matrix, spec, grid, sink))
             signal = figures.signal
     return signal, found

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from splitquant.checkpoint.files import SourceFile
 from splitquant.checkpoint.folder import Folder, open_folder, read_json
 from splitquant.checkpoint.safetensors import Entry as Header
 from splitquant.checkpoint.safetensors import tensor_bytes
-from splitquant.core.histogram import Kind
+from splitquant.core.arrays import U8
+from splitquant.core.floats import Kind
 from splitquant.core.rows import unpack_row_scale
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import SplitTensor, levels_from
@@ -23,7 +23,6 @@ from splitquant.plan.planes import SAFETENSORS_DTYPE, Geometry, Plane, geometry,
 from splitquant.plan.table import METHOD, Entry, parse_table
 from splitquant.report.outcome import REPORT_NAME, Report, TensorOutcome
 
-U8 = NDArray[np.uint8]
 NUMPY_DTYPE: dict[str, Any] = {"U8": np.uint8, "BF16": np.uint16, "F16": np.float16, "F32": np.float32, "I64": np.int64}
 MAX_DIMENSIONS = 8
 

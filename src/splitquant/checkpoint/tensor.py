@@ -6,52 +6,32 @@ encoded alone, and every plane has its place in the output before the first byte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import reduce
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from splitquant.checkpoint.checksum import Checksum, join
 from splitquant.checkpoint.decode import as_window, window_bytes_per_weight
-from splitquant.checkpoint.files import U8, Buffers, SourceFile, TargetFile
+from splitquant.checkpoint.files import Buffers, SourceFile, TargetFile
 from splitquant.checkpoint.safetensors import Entry
 from splitquant.checkpoint.windows import MIB, MemoryBudget
 from splitquant.core.affine import Grid
+from splitquant.core.arrays import U8, Matrix
 from splitquant.core.error import NO_ERROR, ErrorFigures, ErrorSums, figures_of
-from splitquant.core.histogram import ValueHistogram
-from splitquant.core.kernels import Matrix
+from splitquant.core.floats import kind_of
+from splitquant.core.interface import plane_widths
+from splitquant.core.passes import Encoded, Map, Sink, Windows, count_passes, quantized
 from splitquant.core.rows import pack_row_scale, to_matrix
-from splitquant.core.solve import needs_survey, needs_weights, solve
 from splitquant.core.spec import QuantSpec
-from splitquant.core.split import (
-    RowScales,
-    encode_rows,
-    kind_of,
-    level_planes,
-    plane_widths,
-    scale_rows,
-    sums_of,
-    survey,
-    weighed_rows,
-)
+from splitquant.core.split import level_planes
 from splitquant.errors import TensorError, tensor_error
 from splitquant.plan.plan import TensorPlan
 from splitquant.plan.planes import Geometry, geometry, scale_kind_of
 from splitquant.report.outcome import TensorOutcome, outcome_of
 
 COPY_BYTES = 8 * MIB
-
-In = TypeVar("In")
-Out = TypeVar("Out")
-
-
-class Map(Protocol):
-    """`map`, or a thread pool's."""
-
-    def __call__(self, work: Callable[[In], Out], items: Iterable[In], /) -> Iterator[Out]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +104,7 @@ def _quantize(
     pieces: dict[str, list[Checksum]] = {}
     figures = NO_ERROR
     for index in range(g.count):
-        written, grid = _quantize_matrix(plan, spec, g, index, streams, pool)
+        grid, written = _Matrix(plan, spec, g, index, streams).quantize(map if pool is None else pool.map)
         for window in written:
             for plane, checksum in window.checksums.items():
                 pieces.setdefault(plane, []).append(checksum)
@@ -135,91 +115,53 @@ def _quantize(
     return {f"{plan.name}.{plane}": join(checksums) for plane, checksums in pieces.items()}, figures
 
 
-def _quantize_matrix(
-    plan: TensorPlan, spec: QuantSpec, g: Geometry, index: int, streams: Streams, pool: ThreadPoolExecutor | None
-) -> tuple[list[_Written], Grid]:
-    """One matrix: held whole where it fits, else read once to survey it and once more to encode it.
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """One matrix of a tensor, from its place in the source to its places in the planes."""
 
-    Rows of different weights are read once more before, since the largest row_scale has to be known.
-    """
-    windows = _windows(plan, spec, g, streams)
-    if len(windows) == 1:
-        x = _load(plan, g, index, (0, g.rows), streams)
-        rows = scale_rows(x, spec)
-        grid = solve(survey(x, weighed_rows(rows, spec)) if needs_survey(spec) else None, spec)
-        written = [_encode(plan, spec, g, index, (0, g.rows), x, rows, grid, streams)]
-        streams.advance(plan.nbytes // g.count)
-        return written, grid
-    shared: Map = map if pool is None else pool.map
-    weight_bytes = plan.nbytes // max(1, plan.weights)
-    passes = 1 + needs_survey(spec) + needs_weights(spec)
+    plan: TensorPlan
+    spec: QuantSpec
+    geometry: Geometry
+    index: int
+    streams: Streams
 
-    def weigh(window: tuple[int, int]) -> float:
-        x = _load(plan, g, index, window, streams)
-        rows = scale_rows(x, spec)
-        streams.advance(x.size * weight_bytes // passes)
-        return 0.0 if rows is None else rows.heaviest
+    def quantize(self, shared: Map) -> tuple[Grid, list[_Written]]:
+        """Its grid, and what was written of every window; `shared` gives several windows to several threads."""
+        windows = [range(*window) for window in _windows(self.plan, self.spec, self.geometry, self.streams)]
+        matrix = Windows(windows, self.load, shared)
+        passes = count_passes(matrix, self.spec)
+        matrix = replace(matrix, passed=lambda rows: self.streams.advance(len(rows) * self.row_bytes // passes))
+        return quantized(matrix, self.spec, Sink(lambda _, blocks: self.write(*blocks), self.streams.buffers.get))
 
-    def look(window: tuple[int, int]) -> ValueHistogram:
-        x = _load(plan, g, index, window, streams)
-        histogram = survey(x, weighed_rows(scale_rows(x, spec), spec, heaviest))
-        streams.advance(x.size * weight_bytes // passes)
-        return histogram
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row in the source."""
+        return self.plan.nbytes // (self.geometry.count * self.geometry.rows)
 
-    def write(window: tuple[int, int]) -> _Written:
-        x = _load(plan, g, index, window, streams)
-        written = _encode(plan, spec, g, index, window, x, scale_rows(x, spec), grid, streams)
-        streams.advance(x.size * weight_bytes // passes)
-        return written
+    def load(self, rows: range) -> Matrix:
+        """Some rows (all of them where the channel axis is not the first)."""
+        g, source = self.geometry, self.streams.source
+        raw = self.streams.buffers.get("raw", len(rows) * self.row_bytes)
+        first = self.index * g.rows + rows.start
+        source.read_into(raw, self.streams.entries[self.plan.name].start + first * self.row_bytes)
+        if g.axis == 0:
+            return as_window(raw, self.plan.dtype, len(rows), g.cols)
+        flat = as_window(raw, self.plan.dtype, 1, g.rows * g.cols)
+        return to_matrix(flat.reshape(g.matrix_shape), g.axis)
 
-    heaviest = max(shared(weigh, windows)) if needs_weights(spec) else 0.0
-    grid = solve(reduce(ValueHistogram.merge, shared(look, windows)) if needs_survey(spec) else None, spec)
-    return list(shared(write, windows)), grid
-
-
-def _load(plan: TensorPlan, g: Geometry, index: int, window: tuple[int, int], streams: Streams) -> Matrix:
-    """Rows `window` of a matrix (all of them where the channel axis is not the first)."""
-    entry = streams.entries[plan.name]
-    matrix_bytes = plan.nbytes // g.count
-    row_bytes = matrix_bytes // g.rows
-    first, last = window
-    raw = streams.buffers.get("raw", (last - first) * row_bytes)
-    streams.source.read_into(raw, entry.start + index * matrix_bytes + first * row_bytes)
-    if g.axis == 0:
-        return as_window(raw, plan.dtype, last - first, g.cols)
-    flat = as_window(raw, plan.dtype, 1, g.rows * g.cols)
-    return to_matrix(flat.reshape(g.matrix_shape), g.axis)
-
-
-def _encode(
-    plan: TensorPlan,
-    spec: QuantSpec,
-    g: Geometry,
-    index: int,
-    window: tuple[int, int],
-    x: Matrix,
-    rows: RowScales | None,
-    grid: Grid,
-    streams: Streams,
-) -> _Written:
-    """Encode rows and put them into their places in the planes."""
-    count = len(x)
-    first = index * g.rows + window[0]
-    codes_width, clusters_width = plane_widths(g.cols, spec)
-    codes = streams.buffers.get("codes", count * codes_width).reshape(count, codes_width)
-    clusters = (
-        streams.buffers.get("clusters", count * clusters_width).reshape(count, clusters_width)
-        if clusters_width
-        else None
-    )
-    errors = encode_rows(x, rows, grid, codes, clusters)
-    checksums = {"codes": _put(streams, plan, "codes", first * codes_width, codes)}
-    if clusters is not None:
-        checksums["clusters"] = _put(streams, plan, "clusters", first * clusters_width, clusters)
-    if rows is not None:
-        stored = pack_row_scale(rows.scale, scale_kind_of(kind_of(x.dtype), spec)).view(np.uint8)
-        checksums["row_scale"] = _put(streams, plan, "row_scale", first * stored.shape[1], stored)
-    return _Written(checksums, sums_of(errors))
+    def write(self, rows: Encoded) -> _Written:
+        """Put encoded rows into their places in the planes."""
+        planes = {"codes": rows.planes.codes}
+        if rows.planes.clusters is not None:
+            planes["clusters"] = rows.planes.clusters
+        if rows.scales is not None:
+            kind = scale_kind_of(kind_of(rows.x.dtype), self.spec)
+            planes["row_scale"] = pack_row_scale(rows.scales.scale, kind).view(np.uint8)
+        first = self.index * self.geometry.rows + rows.rows.start
+        checksums = {
+            name: _put(self.streams, self.plan, name, first * plane.shape[1], plane) for name, plane in planes.items()
+        }
+        return _Written(checksums, rows.errors)
 
 
 def _put(streams: Streams, plan: TensorPlan, plane: str, at: int, data: U8) -> Checksum:

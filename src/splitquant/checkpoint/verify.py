@@ -15,11 +15,11 @@ from splitquant.checkpoint.files import SourceFile
 from splitquant.checkpoint.folder import Folder, open_folder
 from splitquant.checkpoint.quantized import QuantizedFolder, StoredTensor, open_quantized
 from splitquant.checkpoint.windows import MIB, MemoryBudget
+from splitquant.core.arrays import Matrix
 from splitquant.core.error import NO_ERROR, ErrorFigures, ErrorSums, figures_of
-from splitquant.core.kernels import Matrix
-from splitquant.core.reference import row_errors, to_float32
+from splitquant.core.floats import to_float32
+from splitquant.core.reference import row_errors
 from splitquant.core.rows import to_matrix
-from splitquant.core.split import sums_of
 from splitquant.errors import VerifyError
 from splitquant.report.card import CARD_NAME
 from splitquant.report.outcome import REPORT_NAME, Report, TensorOutcome
@@ -159,7 +159,7 @@ def recomputed_figures(
         errors: list[ErrorSums] = []
         for first, last in budget.windows(what, g.rows, row_bytes, can_be_cut=g.axis == 0):
             w_hat = quantized.rows(stored, index, first, last).dequantize()
-            errors.append(sums_of(row_errors(to_float32(_source_rows(folder, stored, index, first, last)), w_hat)))
+            errors.append(row_errors(to_float32(_source_rows(folder, stored, index, first, last)), w_hat).sums)
         total = total.merge(figures_of(g.rows * g.cols, errors))
     return total
 

@@ -206,6 +206,7 @@ def quantize(
     planning = Planning(target_bits, target_size, weighting, plan, save_plan, plot)
     if _is_onnx(source):
         from splitquant.cli.onnx_convert import OnnxJob, run_onnx_convert
+        from splitquant.core.strategies import facts_of
         from splitquant.onnx.options import Options, usual_spec
         from splitquant.plan.targets import embeddings_for
 
@@ -218,8 +219,8 @@ def quantize(
         paper = preset is Preset.paper
         usual = (target, strategy, layout, paper) == (None, None, None, False)
         usual_layout = (
-            "parallel" if not usual and target is None and strategy != "lloyd" else None
-        )  # Options refuses lloyd
+            "parallel" if not usual and target is None and not facts_of(strategy).free_levels else None
+        )  # Options refuses free levels
         choices = Choices(bits, clusters, strategy, granularity, layout or usual_layout, symmetric, target, polish)
         options = Options(
             usual_spec(**choices.said()) if usual else choices.spec(paper=paper),

@@ -13,7 +13,8 @@ from splitquant.checkpoint.folder import Folder
 from splitquant.checkpoint.planner import Choice, Goal, measure_frontier, read_object, read_plan
 from splitquant.checkpoint.windows import parse_bytes
 from splitquant.cli.terminal import CAN_GO_ON, byte_progress, check_json_target, say, write_json
-from splitquant.core.spec import PAPER, Layout, QuantSpec
+from splitquant.core.spec import PAPER, QuantSpec
+from splitquant.core.strategies import Layout, facts_of
 from splitquant.errors import SpecError, TensorError
 from splitquant.plan.plan import Plan, Recipe
 from splitquant.plan.said import spec_as_said
@@ -60,7 +61,7 @@ class Choices:
         if self.target is not None:
             return spec_for(self.target, refit=True, **self.said())
         layout: Layout = (
-            "fused" if self.strategy == "lloyd" else "parallel"
+            "fused" if facts_of(self.strategy).free_levels else "parallel"
         )  # whoever splits says why there are no such parts
         return spec_as_said({"polish": False, **self.said()}, layout=layout)
 

@@ -10,12 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from splitquant.core.arrays import F32, F64, U8
 from splitquant.core.spec import QuantSpec
-
-F32 = NDArray[np.float32]
-U8 = NDArray[np.uint8]
 
 SCALE_BITS = 16
 SMALLEST_SCALE = 2.0**-126  # the smallest normal float32: its inverse is finite and exact
@@ -25,6 +22,9 @@ def round_scale_up(scale: float) -> float:
     """The smallest float with `SCALE_BITS` significant bits that is at least `scale` (0 stays 0).
 
     At least 2**-126, so that its inverse is finite in float32.
+
+    Args:
+        scale: at least 0, finite.
     """
     if scale <= 0.0:
         return 0.0
@@ -33,8 +33,12 @@ def round_scale_up(scale: float) -> float:
     return max(rounded, SMALLEST_SCALE)
 
 
-def round_scale(scale: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The nearest floats with `SCALE_BITS` significant bits (0 stays 0; others are at least 2**-126)."""
+def round_scale(scale: F64) -> F64:
+    """The nearest floats with `SCALE_BITS` significant bits (0 stays 0; others are at least 2**-126).
+
+    Args:
+        scale: float64 of any shape, at least 0.
+    """
     mantissa, exponent = np.frexp(scale)
     rounded = np.ldexp(np.rint(np.ldexp(mantissa, SCALE_BITS)), exponent - SCALE_BITS)
     return np.where(scale > 0.0, np.maximum(rounded, SMALLEST_SCALE), 0.0)
@@ -61,9 +65,9 @@ class Grid:
     bits: of one entry of the codes plane.
     lower: float32 `[k]`, ascending; value v belongs to the last cluster whose `lower` is at most v (the first is -inf).
         A cluster that no value needs has `lower = +inf`. For `magnitude` v is the magnitude.
-    scale, offset: float32 `[k]`; LAW: `levels[c, q] = scale[c] * q + offset[c]` (empty for `lloyd`).
+    scale, offset: float32 `[k]`; LAW: `levels[c, q] = scale[c] * q + offset[c]` (empty where levels are free).
     code_min, code_max: the codes in use (a symmetric grid leaves code 0 unused).
-    levels: float32 `[k, 2**bits]`, all representable values; for `residual`, whose parts add up, `[1, 2**bits]`.
+    levels: float32 `[k, 2**bits]`, all representable values; of parts that add up `[1, 2**bits]`.
     cells: the step function that encodes; None: the cluster by `lower`, then its nearest level.
     """
 
@@ -90,31 +94,54 @@ class Grid:
 
 
 def levels(scale: F32, offset: F32, bits: int) -> F32:
-    """The values of k affine pieces, float32 `[k, 2**bits]`: `scale[c] * q + offset[c]`."""
+    """The values of k affine pieces, float32 `[k, 2**bits]`: `scale[c] * q + offset[c]`.
+
+    Args:
+        scale: float32 `[k]`.
+        offset: float32 `[k]`.
+        bits: of a code q.
+    """
     codes = np.arange(1 << bits, dtype=np.float32)
     return scale[:, None] * codes + offset[:, None]
 
 
 def part_levels(scale: F32, offset: F32, bits: int) -> F32:
-    """The values of each residual part by the joint code `sum(q_c << (c * bits))`, float32 `[k, 2**(k * bits)]`."""
+    """The values of each additive part by the joint code `sum(q_c << (c * bits))`, float32 `[k, 2**(k * bits)]`.
+
+    Args:
+        scale: float32 `[k]`.
+        offset: float32 `[k]`.
+        bits: of the code q_c of one part.
+    """
     joint = np.arange(1 << (bits * len(scale)))
     of_part = levels(scale, offset, bits)
     return np.stack([part[joint >> (c * bits) & ((1 << bits) - 1)] for c, part in enumerate(of_part)])
 
 
 def level_table(spec: QuantSpec, scale: F32, offset: F32) -> F32:
-    """All representable values of an affine spec as `Grid.levels` has them; residual parts are added in their order."""
-    if spec.strategy != "residual":
+    """All representable values of an affine spec as `Grid.levels` has them; additive parts are added in their order.
+
+    Args:
+        spec: what the pieces are of.
+        scale: float32 `[k]`.
+        offset: float32 `[k]`.
+    """
+    if not spec.facts.additive:
         return levels(scale, offset, spec.bits)
     return np.add.accumulate(part_levels(scale, offset, spec.bits), axis=0)[-1:]
 
 
 def affine_piece(low: float, high: float, spec: QuantSpec) -> tuple[float, float]:
-    """Scale and offset of the grid for values in [low, high] (both are float32 numbers).
+    """Scale and offset of the grid for a range of values.
 
     own range (fused, asymmetric): the grid runs from `low` to at least `high`; a constant gets scale 0 and itself.
     zero in grid (parallel): the range is widened to hold 0 and `offset = -scale * zero_point` with an integer
     zero_point in [0, 2**bits - 1]. symmetric: zero_point is `2**(bits - 1)` and codes run from 1.
+
+    Args:
+        low: the least value, a float32 number.
+        high: the greatest one, a float32 number.
+        spec: which of the three, and the width of a code.
     """
     width = spec.width
     if spec.symmetric:
@@ -128,8 +155,14 @@ def affine_piece(low: float, high: float, spec: QuantSpec) -> tuple[float, float
     return round_scale_up((high - low) / (width.codes - 1)), low
 
 
-def grid_for(low: NDArray[np.float64], high: NDArray[np.float64], spec: QuantSpec) -> Grid:
-    """The grid of clusters with the given value ranges, ascending (fewer than `spec.clusters`: the rest is unused)."""
+def grid_for(low: F64, high: F64, spec: QuantSpec) -> Grid:
+    """The grid of clusters with the given value ranges (fewer than the spec has: the rest is unused).
+
+    Args:
+        low: float64 `[m]`, ascending, the least value of each cluster; m is at most `spec.clusters`.
+        high: float64 `[m]`, the greatest value of each.
+        spec: how each piece lies in its range, see `affine_piece`.
+    """
     k = spec.clusters
     lower = np.full(k, np.inf, np.float32)
     scale = np.zeros(k, np.float32)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from splitquant.core.affine import F32, Cells, Grid
+from splitquant.core.affine import Cells, Grid
+from splitquant.core.arrays import F32, Flags
 from splitquant.core.spec import QuantSpec
 
 
 def nearest_cells(levels: F32, spec: QuantSpec) -> Cells:
     """Every value goes to the nearest level of all clusters; of equal levels the one of the first cluster, then code.
 
-    levels: float32 `[k, 2**code_bits]`. Halfway between two levels the upper one is taken.
+    Halfway between two levels the upper one is taken.
+
+    Args:
+        levels: float32 `[k, 2**code_bits]`, in any order.
+        spec: which codes may be stored.
     """
     used = np.flatnonzero(_used_codes(spec))
     level = levels[:, used].reshape(-1)
@@ -23,7 +27,7 @@ def nearest_cells(levels: F32, spec: QuantSpec) -> Cells:
     return Cells(between(level[first]), level[first], used[code].astype(np.uint8), cluster.astype(np.uint8))
 
 
-def _used_codes(spec: QuantSpec) -> NDArray[np.bool_]:
+def _used_codes(spec: QuantSpec) -> Flags:
     """Which entries of the codes plane may be stored: symmetric grids leave code 0 of every part unused."""
     joint = np.arange(1 << spec.code_bits)
     used = np.ones(len(joint), np.bool_)
@@ -37,6 +41,10 @@ def shell_cells(grid: Grid, shells: int) -> Cells:
     """Every value goes to the cluster of its magnitude, and there to the nearest level: `magnitude` without polish.
 
     Negative shells from the outermost inwards, then the innermost cluster, then positive shells outwards.
+
+    Args:
+        grid: the symmetric grids of the clusters of magnitudes.
+        shells: how many of its clusters are in use.
     """
     inner = np.nextafter(-grid.lower[1:shells], np.float32(np.inf))  # -lower itself still belongs to the shell
     starts = np.concatenate([[np.float32(-np.inf)], inner[::-1], grid.lower[1:shells]])
@@ -63,6 +71,10 @@ def shell_cells(grid: Grid, shells: int) -> Cells:
 
 
 def between(level: F32) -> F32:
-    """The borders halfway between ascending levels, float32 `[n - 1]`."""
+    """The borders halfway between neighbouring levels, float32 `[n - 1]`.
+
+    Args:
+        level: float32 `[n]`, ascending.
+    """
     wide = level.astype(np.float64)
     return ((wide[1:] + wide[:-1]) / 2).astype(np.float32)

@@ -21,7 +21,11 @@ class ErrorFigures:
     max_error: float
 
     def merge(self, other: ErrorFigures) -> ErrorFigures:
-        """The figures of both tensors together."""
+        """The figures of both tensors together.
+
+        Args:
+            other: those of the other tensor.
+        """
         return ErrorFigures(
             self.weights + other.weights,
             self.signal + other.signal,
@@ -57,7 +61,11 @@ class ErrorSums:
 
 
 def exact_sum(values: list[float]) -> tuple[float, ...]:
-    """A few floats with exactly the sum of `values`: the rounded sum, then what rounding lost, and so on."""
+    """A few floats with exactly the sum of many: the rounded sum, then what rounding lost, and so on.
+
+    Args:
+        values: finite, and so are their sums.
+    """
     parts: list[float] = []
     while (rounded := math.fsum([*values, *(-part for part in parts)])) != 0.0:
         parts.append(rounded)
@@ -65,7 +73,12 @@ def exact_sum(values: list[float]) -> tuple[float, ...]:
 
 
 def figures_of(weights: int, sums: Iterable[ErrorSums]) -> ErrorFigures:
-    """Error figures from the sums of all rows, correctly rounded."""
+    """Error figures from the sums of all rows, correctly rounded.
+
+    Args:
+        weights: how many the tensor has.
+        sums: those of its rows, in any portions.
+    """
     parts = list(sums)
     return ErrorFigures(
         weights,

@@ -9,18 +9,13 @@ chunks in any order gives the same histogram, bit for bit.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+
+from splitquant.core.arrays import F64, I64, U16, U64, Flags
+from splitquant.core.floats import Kind
 
 KEYS = 1 << 16
-Kind = Literal["bf16", "fp16", "fp32"]
-
-I64 = NDArray[np.int64]
-U64 = NDArray[np.uint64]
-U16 = NDArray[np.uint16]
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +46,20 @@ class Values:
 
     @classmethod
     def of(cls, bins: Bins) -> Values:
-        """The means of bins."""
+        """The means of bins.
+
+        Args:
+            bins: ascending.
+        """
         return cls(bins.sum / bins.count, bins.count, bins.sum)
 
 
 @dataclass(frozen=True, slots=True)
 class LowBits:
-    """What the keys of a float32 histogram keep of the low 16 bits m of their values: sums and extremes per key."""
+    """What the keys of a float32 histogram keep of the low 16 bits m of their values: sums and extremes per key.
+
+    min: 65,535 where a key is empty; max: 0 there.
+    """
 
     sum: U64
     sum_sq: U64
@@ -80,8 +82,22 @@ class ValueHistogram:
     low: LowBits | None = None
     weight: I64 | None = None
 
+    @classmethod
+    def of_nothing(cls) -> ValueHistogram:
+        """The histogram of no float32 value, with all that one can have, to be filled in place."""
+        signed, unsigned = (np.zeros((2, KEYS), dtype) for dtype in (np.int64, np.uint64))
+        least, most = np.full(KEYS, KEYS - 1, np.uint16), np.zeros(KEYS, np.uint16)
+        return cls("fp32", signed[0], LowBits(unsigned[0], unsigned[1], least, most), signed[1])
+
     def merge(self, other: ValueHistogram) -> ValueHistogram:
-        """The histogram of both sources together."""
+        """The histogram of both sources together.
+
+        Args:
+            other: of the same kind, weighted if this one is.
+
+        Raises:
+            ValueError: where they do not go together.
+        """
         if self.kind != other.kind:
             raise ValueError(f"cannot merge a {self.kind} histogram with a {other.kind} one")
         if (self.weight is None) != (other.weight is None):
@@ -144,7 +160,7 @@ def _values_of(keys: I64, kind: Kind) -> F64:
     return (patterns.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
-def _is_finite(keys: I64, kind: Kind) -> NDArray[np.bool_]:
+def _is_finite(keys: I64, kind: Kind) -> Flags:
     exponent = 0x7C00 if kind == "fp16" else 0x7F80
-    finite: NDArray[np.bool_] = (keys & exponent) != exponent
+    finite: Flags = (keys & exponent) != exponent
     return finite

@@ -13,15 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitquant.core.affine import SMALLEST_SCALE
-from splitquant.core.histogram import Kind
-from splitquant.core.reference import spread
-from splitquant.core.rows import refuse_huge
-from splitquant.core.solve import NONFINITE
+from splitquant.core.arrays import F32, F64
+from splitquant.core.floats import Kind, refuse_unfit
+from splitquant.core.rows import spread
 from splitquant.core.spec import QuantSpec
-from splitquant.errors import TensorError
-
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
 
 STEP_BITS = 11  # those of a float16, in which some toolchains store scales
 
@@ -36,22 +31,27 @@ def minmax_rounded(
 ) -> F32:
     """The values of a matrix `[rows, cols]` on the min-max grid of each of its slices, float32 of the same shape.
 
-    A slice is the matrix, a row or a group of a row, by `spec.granularity`; `spec.bits` and `spec.symmetric` say which grid.
-    Asymmetric: the range widened to hold 0, an integer zero_point. Symmetric: narrow range, the largest magnitude is a level.
-    full_range: symmetric grids with all codes, from -2**(bits-1); the largest magnitude has that code, so that its sign says
-    which way the grid lies (a step of absmax / 8 at 4 bits, and up to absmax / 7.5 where both ends need the room).
-    kind: of the source, whose large magnitudes are refused. ranges: of the slices, where x is a window of them (see `ranges_of`).
+    A slice is the matrix, a row or a group of a row, by the granularity. Asymmetric grids: the range widened to hold 0, an
+    integer zero_point. Symmetric ones: narrow range, the largest magnitude is a level.
+
+    Args:
+        x: float32 `[rows, cols]`.
+        spec: its bits, granularity and symmetry say which grid.
+        kind: of the source, whose large magnitudes are refused.
+        ranges: of the slices, where x is a window of them, see `ranges_of`.
+        full_range: symmetric grids with all codes, from -2**(bits-1); the largest magnitude has that code, so that its sign
+            says which way the grid lies (a step of absmax / 8 at 4 bits, up to absmax / 7.5 where both ends need the room).
+
     LAW: `minmax_rounded(minmax_rounded(x)) == minmax_rounded(x)`, and `x - minmax_rounded(x)` is at most half a step, which
     is never smaller than 2**-126: tinier ranges use the middle of their grid only.
-    Raises TensorError for NaN, infinity, and magnitudes that cannot be quantized.
+
+    Raises:
+        TensorError: for NaN, infinity, and magnitudes that cannot be quantized.
     """
     if x.size == 0:
         return x.copy()
     low, high = ranges_of(x, spec) if ranges is None else ranges
-    largest = float(np.maximum(-low, high).max())
-    if not np.isfinite(largest):
-        raise TensorError(NONFINITE)
-    refuse_huge(largest, kind)
+    refuse_unfit(float(np.maximum(-low, high).max()), kind)
     width = spec.width
     if spec.symmetric and full_range:
         first, last = -width.symmetric_zero, width.symmetric_zero - 1
@@ -81,7 +81,12 @@ def minmax_rounded(
 
 
 def ranges_of(x: F32, spec: QuantSpec) -> tuple[F64, F64]:
-    """The least and the largest value of every slice, and 0; float64 `[rows, groups]` or `[1, 1]`."""
+    """The least and the largest value of every slice, and 0; float64 `[rows, groups]` or `[1, 1]`.
+
+    Args:
+        x: float32 `[rows, cols]`, not empty.
+        spec: its granularity says what a slice is.
+    """
     group = spec.group_size(x.shape[1])
     if group == 0:
         low, high = x.min(keepdims=True), x.max(keepdims=True)

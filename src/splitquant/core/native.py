@@ -1,4 +1,4 @@
-"""The compiled kernels behind the interface of `core.kernels`: checks, output arrays, and a call each.
+"""The compiled kernels behind `core.interface`: checks, output arrays, and a call each.
 
 Importing this raises ImportError where `splitquant._native` was not built. `SPLITQUANT_ISA` chooses the instruction set
 by hand (`baseline`, `avx2`, `avx512`); else it is the widest one that the CPU has. All give the same bytes.
@@ -12,24 +12,23 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 import splitquant._native as _native  # noqa: PLR0402 - mypy accepts a module that may be missing in this form only
 from splitquant.core.affine import Grid, levels
-from splitquant.core.histogram import KEYS, Kind, Values
-from splitquant.core.kernels import F32, F64, I64, U8, U32, Counts32, Matrix, RowErrors
-from splitquant.core.polish import LEAST_GAIN, MOST_STEPS
-from splitquant.core.spec import CLUSTER_ID_BITS
+from splitquant.core.arrays import F32, I64, U8, Matrix
+from splitquant.core.floats import FLOATS, Kind, kind_of
+from splitquant.core.histogram import KEYS, ValueHistogram, Values
+from splitquant.core.interface import Parts, Planes, RowErrors, SegmentCosts, plane_width
+from splitquant.core.refit import LEAST_GAIN, MOST_STEPS
+from splitquant.core.rows import RowScales, per_group
 from splitquant.errors import SpecError
 
 _FOLD_BYTES = 64
-_KINDS: dict[str, int] = {"uint16": 0, "float16": 1, "float32": 2}
-_CODES_OF_KIND: dict[Kind, int] = {"bf16": 0, "fp16": 1, "fp32": 2}
-_DTYPE_OF_KIND: dict[Kind, DTypeLike] = {"bf16": np.uint16, "fp16": np.float16, "fp32": np.float32}
 
 
 class NativeKernels:
-    """See `core.kernels.Kernels` for every contract. Calls hold no lock, so threads can work on separate windows."""
+    """See `core.interface.Kernels` for every contract. Calls hold no lock, so threads can work on separate windows."""
 
     name = "native"
 
@@ -47,24 +46,26 @@ class NativeKernels:
         _native.absmax(words, kind, group, out)
         return out
 
-    def count16(self, x: Matrix) -> I64:
-        words, kind = _words(x)
-        if kind == _KINDS["float32"]:
+    def count16(self, x: Matrix) -> ValueHistogram:
+        words, _ = _words(x)
+        if words.dtype != np.uint16:
             raise TypeError("count16 takes 16-bit floats, this matrix is float32")
         count = np.empty(KEYS, np.int64)
         _native.count16(words.reshape(-1), count)
-        return count
+        return ValueHistogram(kind_of(x.dtype), count)
 
-    def count32(self, x: Matrix, inverse: F32 | None, group: int, weight: U32 | None = None) -> Counts32:
-        words, kind = _words(x)
-        out = Counts32.empty()
-        _native.count32(words, kind, _per_group(inverse), group, weight, *out)
-        return out
+    def count32(self, x: Matrix, scales: RowScales | None) -> ValueHistogram:
+        found = ValueHistogram.of_nothing()
+        low, weight = found.low, None if scales is None else scales.weight
+        assert low is not None
+        _, inverse, group = per_group(scales)
+        tables = (found.count, low.sum, low.sum_sq, low.min, low.max, found.weight)
+        _native.count32(*_words(x), inverse, group, weight, *tables)
+        return found if weight is not None else replace(found, weight=None)
 
-    def partition(self, count: F64, total: F64, low: F64, high: F64, clusters: int, kmeans: bool) -> I64:
+    def partition(self, costs: SegmentCosts, clusters: int) -> I64:
         borders = np.empty(clusters + 1, np.int64)
-        arrays = (np.ascontiguousarray(array, np.float64) for array in (count, total, low, high))
-        _native.partition(*arrays, clusters, kmeans, borders)
+        _native.partition(costs.count, costs.total, costs.low, costs.high, clusters, costs.squares, borders)
         return borders
 
     def polish(self, values: Values, grid: Grid) -> Grid:
@@ -73,31 +74,20 @@ class NativeKernels:
         lower, scale, offset = pieces
         return replace(grid, lower=lower, scale=scale, offset=offset, levels=levels(scale, offset, grid.bits))
 
-    def encode(
-        self,
-        x: Matrix,
-        row_scale: F32 | None,
-        inverse: F32 | None,
-        group: int,
-        grid: Grid,
-        codes: U8,
-        clusters: U8 | None,
-    ) -> RowErrors:
-        words, kind = _words(x)
-        scales = (_per_group(row_scale), _per_group(inverse), group)
-        planes, errors = _outputs(len(x), grid, codes, clusters)
+    def encode(self, x: Matrix, scales: RowScales | None, grid: Grid, out: Planes) -> RowErrors:
+        errors = RowErrors(np.empty(len(x)), np.empty(len(x)), np.empty(len(x), np.float32))
+        planes = _in_place(out)
         if grid.cells is None:
-            parts = (grid.lower, grid.scale, grid.offset, grid.inverse_scale)
-            pieces = (np.ascontiguousarray(part, np.float32) for part in parts)
-            _native.encode(words, kind, *scales, grid.bits, grid.code_min, grid.code_max, *pieces, *planes, *errors)
+            pieces = map(_floats, (grid.lower, grid.scale, grid.offset, grid.inverse_scale))
+            _native.encode(*_words(x), *per_group(scales), grid.code_min, grid.code_max, *pieces, *planes, *errors)
         else:
             cells = (grid.cells.border, grid.cells.level, grid.cells.code, grid.cells.cluster)
-            _native.encode_cells(words, kind, *scales, grid.bits, *cells, *planes, *errors)
+            _native.encode_cells(*_words(x), *per_group(scales), *cells, *planes, *errors)
         return errors
 
     def pack(self, values: U8, bits: int) -> U8:
         rows, cols = values.shape
-        plane = np.empty((rows, -(-cols * bits // 8)), np.uint8)
+        plane = np.empty((rows, plane_width(cols, bits)), np.uint8)
         _native.pack(np.ascontiguousarray(values, np.uint8), bits, plane)
         return plane
 
@@ -106,39 +96,15 @@ class NativeKernels:
         _native.unpack(np.ascontiguousarray(plane, np.uint8), bits, values)
         return values
 
-    def dequantize(
-        self, codes: U8, clusters: U8 | None, levels: F32, row_scale: F32 | None, group: int, cols: int, kind: Kind
-    ) -> Matrix:
-        k, count = levels.shape
-        out: Matrix = np.empty((len(codes), cols), _DTYPE_OF_KIND[kind])
-        _native.dequantize(
-            np.ascontiguousarray(codes, np.uint8),
-            count.bit_length() - 1,
-            None if clusters is None else np.ascontiguousarray(clusters, np.uint8),
-            CLUSTER_ID_BITS[k],
-            np.ascontiguousarray(levels, np.float32),
-            _per_group(row_scale),
-            group,
-            _CODES_OF_KIND[kind],
-            out.view(np.uint16) if kind == "fp16" else out,
-        )
+    def dequantize(self, planes: Planes, levels: F32, scales: RowScales | None, kind: Kind) -> Matrix:
+        out: Matrix = np.empty((len(planes.codes), planes.cols), FLOATS[kind].dtype)
+        scale, _, group = per_group(scales)
+        _native.dequantize(*_read(planes), _floats(levels), scale, group, FLOATS[kind].number, _bits(out))
         return out
 
-    def part_planes(
-        self,
-        codes: U8,
-        bits: int,
-        clusters: U8 | None,
-        cluster_bits: int,
-        cols: int,
-        zero: U8,
-        base: U8,
-        out: U8,
-        out_bits: int,
-        out_cols: int,
-    ) -> None:
-        _check_plane(out)
-        _native.part_planes(codes, bits, clusters, cluster_bits, cols, zero, base, out_bits, out_cols, out)
+    def part_planes(self, planes: Planes, parts: Parts) -> None:
+        _check_plane(parts.out)
+        _native.part_planes(*_read(planes), planes.cols, parts.zero, parts.base, parts.bits, parts.cols, parts.out)
 
     def transpose(self, x: Matrix, out: Matrix) -> None:
         words = np.dtype(f"u{x.itemsize}")
@@ -154,24 +120,33 @@ class NativeKernels:
 
 
 def _words(x: Matrix) -> tuple[NDArray[Any], int]:
-    """The matrix as the module takes it (fp16 by its bits) and the number of its kind."""
-    if x.ndim != 2 or x.dtype.name not in _KINDS:
-        raise TypeError(f"expected a matrix of uint16 (the bits of bf16), float16 or float32, got {x.ndim}-D {x.dtype}")
-    x = np.ascontiguousarray(x)
-    return (x.view(np.uint16) if x.dtype == np.float16 else x), _KINDS[x.dtype.name]
+    """The matrix as the module takes it and the number of its kind."""
+    if x.ndim != 2:
+        raise TypeError(f"expected a matrix, got {x.ndim} dimensions")
+    return _bits(np.ascontiguousarray(x)), FLOATS[kind_of(x.dtype)].number
 
 
-def _per_group(values: F32 | None) -> F32 | None:
-    return None if values is None else np.ascontiguousarray(values, np.float32)
+def _bits(x: Matrix) -> NDArray[Any]:
+    """fp16 goes by its bits: the kind, not the dtype, says what 16 bits mean."""
+    return x.view(np.uint16) if x.dtype == np.float16 else x
 
 
-def _outputs(rows: int, grid: Grid, codes: U8, clusters: U8 | None) -> tuple[tuple[U8, U8 | None, int], RowErrors]:
-    """The planes to write into with the bits of a cluster id, and room for the errors."""
-    _check_plane(codes)
-    if clusters is not None:
-        _check_plane(clusters)
-    errors = RowErrors(np.empty(rows), np.empty(rows), np.empty(rows, np.float32))
-    return (codes, clusters, CLUSTER_ID_BITS[grid.clusters]), errors
+def _floats(values: F32) -> F32:
+    return np.ascontiguousarray(values, np.float32)
+
+
+def _read(planes: Planes) -> tuple[U8, int, U8 | None, int]:
+    """Planes that are only read."""
+    clusters = None if planes.clusters is None else np.ascontiguousarray(planes.clusters, np.uint8)
+    return np.ascontiguousarray(planes.codes, np.uint8), planes.bits, clusters, planes.cluster_bits
+
+
+def _in_place(planes: Planes) -> tuple[U8, int, U8 | None, int]:
+    """Planes that are written in place."""
+    _check_plane(planes.codes)
+    if planes.clusters is not None:
+        _check_plane(planes.clusters)
+    return planes.codes, planes.bits, planes.clusters, planes.cluster_bits
 
 
 def _check_plane(plane: U8) -> None:

@@ -20,28 +20,33 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from splitquant.core.arrays import I64
 from splitquant.core.histogram import Bins
+from splitquant.core.interface import SegmentCosts
+from splitquant.core.kernels import kernels
 from splitquant.core.spec import QuantSpec
 
 Objective = Literal["kmeans", "own_range", "zero_range"]
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 
 
 def objective_of(spec: QuantSpec) -> Objective:
     """The segment cost that a spec asks for (a symmetric grid holds zero, so it takes the form that does).
 
-    Of magnitudes, see `folded`, where the strategy is `magnitude`.
+    Args:
+        spec: of magnitudes, see `folded`, where its strategy is `magnitude`.
     """
-    if spec.strategy == "kmeans":
+    if spec.facts.squares:
         return "kmeans"
     return "zero_range" if spec.zero_in_grid else "own_range"
 
 
 def folded(bins: Bins) -> Bins:
-    """The bins of the magnitudes; those of a value and its negative become one."""
+    """The bins of the magnitudes; those of a value and its negative become one.
+
+    Args:
+        bins: of values.
+    """
     sign = np.where(bins.high > 0.0, 1.0, -1.0)
     low, high = np.where(sign > 0, bins.low, -bins.high), np.where(sign > 0, bins.high, -bins.low)
     order = np.argsort(low, kind="stable")
@@ -58,10 +63,14 @@ def folded(bins: Bins) -> Bins:
     )
 
 
-def prefix_arrays(bins: Bins, objective: Objective) -> tuple[F64, F64, F64, F64]:
-    """What the costs are computed from: prefix counts and prefix sums `[n + 1]`, range starts and ends `[n]`.
+def costs_of(bins: Bins, objective: Objective) -> SegmentCosts:
+    """What the costs of all segments are computed from.
 
     Sums are taken about the mean, which loses fewer digits and changes every partition's cost by the same amount.
+
+    Args:
+        bins: n of them, at least one.
+        objective: which cost.
     """
     zero = np.zeros(1)
     count = np.concatenate([zero, np.cumsum(bins.count)])
@@ -70,27 +79,27 @@ def prefix_arrays(bins: Bins, objective: Objective) -> tuple[F64, F64, F64, F64]
     low, high = bins.low, bins.high
     if objective == "zero_range":
         low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
-    return count, total, np.ascontiguousarray(low), np.ascontiguousarray(high)
+    return SegmentCosts(count, total, np.ascontiguousarray(low), np.ascontiguousarray(high), objective == "kmeans")
 
 
 def partition(bins: Bins, clusters: int, objective: Objective) -> I64:
     """Borders of the optimal segments: int64 `[m + 1]` from 0 to `len(bins)`, segment s is bins `[b[s], b[s+1])`.
 
-    m is `clusters`, or the number of bins where that is smaller. Ties go to the leftmost border.
+    Args:
+        bins: at least one.
+        clusters: m, but where there are fewer bins, m is their number.
+        objective: whose total is the least there is. Ties go to the leftmost border.
     """
-    from splitquant.core.kernels import kernels
-
     m = min(clusters, len(bins))
-    if m == 1:
-        return np.array([0, len(bins)], np.int64)
-    return kernels().partition(*prefix_arrays(bins, objective), m, objective == "kmeans")
+    return np.array([0, len(bins)], np.int64) if m == 1 else kernels().partition(costs_of(bins, objective), m)
 
 
 def segment_cost(bins: Bins, borders: I64, objective: Objective) -> float:
-    """The objective of a given partition, up to the constant that `kmeans` leaves out (reference for tests)."""
-    count, total, low, high = prefix_arrays(bins, objective)
-    start, end = borders[:-1], borders[1:]
-    n = count[end] - count[start]
-    if objective == "kmeans":
-        return float(np.sum(-((total[end] - total[start]) ** 2) / n))
-    return float(np.sum(n * (high[end - 1] - low[start]) ** 2))
+    """The objective of a given partition, up to the constant that `kmeans` leaves out (reference for tests).
+
+    Args:
+        bins: at least one.
+        borders: int64 `[m + 1]`, ascending from 0 to `len(bins)`.
+        objective: which cost.
+    """
+    return float(costs_of(bins, objective).cost(borders[:-1], borders[1:]).sum())

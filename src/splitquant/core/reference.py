@@ -8,40 +8,22 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from splitquant.core.affine import Cells, Grid
-from splitquant.core.histogram import KEYS, Kind, Values
-from splitquant.core.kernels import F32, F64, I64, U8, U32, Counts32, Matrix, RowErrors
-from splitquant.core.polish import fitted
-from splitquant.core.spec import CLUSTER_ID_BITS
+from splitquant.core.arrays import F32, F64, I64, U8, Matrix
+from splitquant.core.floats import FLOATS, Kind, from_float32, kind_of, to_float32
+from splitquant.core.histogram import KEYS, ValueHistogram, Values
+from splitquant.core.interface import Parts, Planes, RowErrors, SegmentCosts
+from splitquant.core.refit import fitted
+from splitquant.core.rows import RowScales, per_group, spread
 
 BLOCK_WEIGHTS = 1 << 18  # rows are treated in blocks of about this many weights, to bound the temporaries
-N = TypeVar("N", bound=np.generic)
 CostFunction = Callable[[I64, I64], F64]  # (starts, ends) of segments -> their costs
 _TILE = 64  # of a transpose: its lines fit the nearest cache
 LANES = 16  # row errors are summed in 16 interleaved lanes, then over the lanes
-
-
-def to_float32(x: Matrix) -> F32:
-    """The values of a window as float32 (exact): uint16 is bf16 by its bits."""
-    if x.dtype == np.uint16:
-        return (x.astype(np.uint32) << 16).view(np.float32)
-    return x.astype(np.float32, copy=False)
-
-
-def from_float32(values: F32, kind: Kind) -> Matrix:
-    """Round float32 to nearest even into the dtype of `kind`; bf16 comes as its uint16 bits."""
-    if kind == "fp32":
-        return values
-    if kind == "fp16":
-        with np.errstate(over="ignore"):
-            return values.astype(np.float16)
-    bits = values.view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 def _blocks(rows: int, cols: int) -> Iterator[slice]:
@@ -49,13 +31,13 @@ def _blocks(rows: int, cols: int) -> Iterator[slice]:
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def spread(per_group: NDArray[N], group: int, cols: int) -> NDArray[N]:
-    """Per-group numbers repeated to per-weight ones, `[rows, cols]` (or `[rows, 1]` where a row is one group)."""
-    return per_group if per_group.shape[1] == 1 else np.repeat(per_group, group, axis=1)[:, :cols]
+def _scaled(values: F32, factor: F32 | None, group: int, block: slice) -> F32:
+    """The values of a block of rows, multiplied by a number per group."""
+    return values if factor is None else values * spread(factor[block], group, values.shape[1])
 
 
 class NumpyKernels:
-    """See `core.kernels.Kernels` for every contract."""
+    """See `core.interface.Kernels` for every contract."""
 
     name = "numpy"
 
@@ -67,49 +49,41 @@ class NumpyKernels:
             out[block] = np.maximum.reduceat(np.abs(to_float32(x[block])), starts, axis=1)
         return out
 
-    def count16(self, x: Matrix) -> I64:
+    def count16(self, x: Matrix) -> ValueHistogram:
         count = np.bincount(x.reshape(-1).view(np.uint16), minlength=KEYS).astype(np.int64)
         count[0] += count[KEYS // 2]
         count[KEYS // 2] = 0
-        return count
+        return ValueHistogram(kind_of(x.dtype), count)
 
-    def count32(self, x: Matrix, inverse: F32 | None, group: int, weight: U32 | None = None) -> Counts32:
-        rows, cols = x.shape
-        out = Counts32.empty()
-        for block in _blocks(rows, cols):
-            u = to_float32(x[block])
+    def count32(self, x: Matrix, scales: RowScales | None) -> ValueHistogram:
+        found = ValueHistogram.of_nothing()
+        sums, weighed = found.low, found.weight
+        assert sums is not None
+        assert weighed is not None
+        _, inverse, group = per_group(scales)
+        for block in _blocks(*x.shape):
             with np.errstate(invalid="ignore"):  # a signalling NaN is counted like any other
-                if inverse is not None:
-                    u = u * spread(inverse[block], group, cols)
+                u = _scaled(to_float32(x[block]), inverse, group, block)
                 bits = (u + np.float32(0)).reshape(-1).view(np.uint32)
             keys, low = bits >> 16, (bits & 0xFFFF).astype(np.int64)
-            np.add(out.counts, np.bincount(keys, minlength=KEYS), out=out.counts)
-            np.add.at(out.low_sum, keys, low.astype(np.uint64))
-            np.add.at(out.low_sum_sq, keys, (low * low).astype(np.uint64))
-            np.minimum.at(out.low_min, keys, low.astype(np.uint16))
-            np.maximum.at(out.low_max, keys, low.astype(np.uint16))
-            if weight is not None:
-                weights = np.broadcast_to(spread(weight[block], group, cols), u.shape)
-                np.add.at(out.weights, keys, weights.reshape(-1).astype(np.int64))
-        return out if weight is not None else out._replace(weights=out.counts.copy())
+            np.add(found.count, np.bincount(keys, minlength=KEYS), out=found.count)
+            np.add.at(sums.sum, keys, low.astype(np.uint64))
+            np.add.at(sums.sum_sq, keys, (low * low).astype(np.uint64))
+            np.minimum.at(sums.min, keys, low.astype(np.uint16))
+            np.maximum.at(sums.max, keys, low.astype(np.uint16))
+            if scales is not None and scales.weight is not None:
+                each = np.broadcast_to(spread(scales.weight[block], group, x.shape[1]), u.shape)
+                np.add.at(weighed, keys, each.reshape(-1).astype(np.int64))
+        return found if scales is not None and scales.weight is not None else replace(found, weight=None)
 
-    def partition(self, count: F64, total: F64, low: F64, high: F64, clusters: int, kmeans: bool) -> I64:
-        n = len(low)
-
-        def cost(start: I64, end: I64) -> F64:
-            weights = count[end] - count[start]
-            if kmeans:
-                spread = total[end] - total[start]
-                return -(spread * spread) / weights
-            reach = high[end - 1] - low[start]
-            return weights * (reach * reach)
-
+    def partition(self, costs: SegmentCosts, clusters: int) -> I64:
+        n = len(costs.low)
         ends = np.arange(n + 1)
         best = np.full(n + 1, np.inf)
-        best[1:] = cost(np.zeros(n, np.int64), ends[1:])
+        best[1:] = costs.cost(np.zeros(n, np.int64), ends[1:])
         starts = np.zeros((clusters + 1, n + 1), np.int64)
         for c in range(2, clusters + 1):
-            best, starts[c] = self._layer(best, cost, c, n)
+            best, starts[c] = self._layer(best, costs.cost, c, n)
         borders = np.empty(clusters + 1, np.int64)
         borders[clusters] = n
         for c in range(clusters, 0, -1):
@@ -148,28 +122,18 @@ class NumpyKernels:
     def polish(self, values: Values, grid: Grid) -> Grid:
         return fitted(grid, values)
 
-    def encode(
-        self,
-        x: Matrix,
-        row_scale: F32 | None,
-        inverse: F32 | None,
-        group: int,
-        grid: Grid,
-        codes: U8,
-        clusters: U8 | None,
-    ) -> RowErrors:
-        rows, cols = x.shape
-        errors = RowErrors(np.empty(rows), np.empty(rows), np.empty(rows, np.float32))
-        for block in _blocks(rows, cols):
+    def encode(self, x: Matrix, scales: RowScales | None, grid: Grid, out: Planes) -> RowErrors:
+        count, cols = x.shape
+        errors = RowErrors(np.empty(count), np.empty(count), np.empty(count, np.float32))
+        scale, inverse, group = per_group(scales)
+        for block in _blocks(count, cols):
             w = to_float32(x[block])
-            u = w if inverse is None else w * spread(inverse[block], group, cols)
+            u = _scaled(w, inverse, group, block)
             w_hat, code, cluster = _by_rounding(u, grid) if grid.cells is None else _by_cells(u, grid.cells)
-            if row_scale is not None:
-                w_hat = w_hat * spread(row_scale[block], group, cols)
-            codes[block] = self.pack(code, grid.bits)
-            if clusters is not None:
-                clusters[block] = self.pack(cluster, CLUSTER_ID_BITS[grid.clusters])
-            part = row_errors(w, w_hat)
+            out.codes[block] = self.pack(code, out.bits)
+            if out.clusters is not None:
+                out.clusters[block] = self.pack(cluster, out.cluster_bits)
+            part = row_errors(w, _scaled(w_hat, scale, group, block))
             errors.signal[block], errors.noise[block], errors.max_error[block] = part
         return errors
 
@@ -186,45 +150,32 @@ class NumpyKernels:
         flags = np.unpackbits(plane, axis=1, count=cols * bits, bitorder="little")
         return np.packbits(flags.reshape(len(plane), cols, bits), axis=2, bitorder="little")[:, :, 0]
 
-    def dequantize(
-        self, codes: U8, clusters: U8 | None, levels: F32, row_scale: F32 | None, group: int, cols: int, kind: Kind
-    ) -> Matrix:
-        k, count = levels.shape
-        dtype = {"bf16": np.uint16, "fp16": np.float16, "fp32": np.float32}[kind]
-        out = np.empty((len(codes), cols), dtype)
-        for block in _blocks(len(codes), cols):
-            index = self.unpack(codes[block], cols, count.bit_length() - 1).astype(np.intp)
-            if clusters is not None:
-                index += count * self.unpack(clusters[block], cols, CLUSTER_ID_BITS[k]).astype(np.intp)
+    def dequantize(self, planes: Planes, levels: F32, scales: RowScales | None, kind: Kind) -> Matrix:
+        count, cols = len(planes.codes), planes.cols
+        out = np.empty((count, cols), FLOATS[kind].dtype)
+        scale, _, group = per_group(scales)
+        for block in _blocks(count, cols):
+            index = self.unpack(planes.codes[block], cols, planes.bits).astype(np.intp)
+            if planes.clusters is not None:
+                cluster = self.unpack(planes.clusters[block], cols, planes.cluster_bits)
+                index += levels.shape[1] * cluster.astype(np.intp)
             values = np.take(levels.reshape(-1), index, mode="clip")  # a damaged cluster id must not end in a traceback
-            if row_scale is not None:
-                values = values * spread(row_scale[block], group, cols)
-            out[block] = from_float32(values, kind)
+            out[block] = from_float32(_scaled(values, scale, group, block), kind)
         return out
 
-    def part_planes(
-        self,
-        codes: U8,
-        bits: int,
-        clusters: U8 | None,
-        cluster_bits: int,
-        cols: int,
-        zero: U8,
-        base: U8,
-        out: U8,
-        out_bits: int,
-        out_cols: int,
-    ) -> None:
-        code = self.unpack(codes, cols, bits)
-        cluster = None if clusters is None else self.unpack(clusters, cols, cluster_bits)
-        for c in range(len(zero)):
+    def part_planes(self, planes: Planes, parts: Parts) -> None:
+        code = self.unpack(planes.codes, planes.cols, planes.bits)
+        cluster = None
+        if planes.clusters is not None:
+            cluster = self.unpack(planes.clusters, planes.cols, planes.cluster_bits)
+        for c, (zero, base) in enumerate(zip(parts.zero, parts.base, strict=True)):
             # In uint8, wrapping: each step is one vector instruction, which np.where is not.
-            kept = code - zero[c]
+            kept = code - zero
             if cluster is not None:
                 kept *= (cluster == c).view(np.uint8)
-            part = np.full((len(code), out_cols), base[c], np.uint8)
-            part[:, :cols] += kept
-            out[c] = self.pack(part & np.uint8((1 << out_bits) - 1), out_bits)
+            part = np.full((len(code), parts.cols), base, np.uint8)
+            part[:, : planes.cols] += kept
+            parts.out[c] = self.pack(part & np.uint8((1 << parts.bits) - 1), parts.bits)
 
     def transpose(self, x: Matrix, out: Matrix) -> None:
         for left in range(0, x.shape[1], _TILE):
@@ -255,7 +206,12 @@ def _by_cells(u: F32, cells: Cells) -> tuple[F32, U8, U8]:
 
 
 def row_errors(w: F32, w_hat: F32) -> RowErrors:
-    """The errors per row of `w_hat` against `w`, both float32 `[rows, cols]`, as `encode` returns them."""
+    """The errors per row, as `encode` returns them.
+
+    Args:
+        w: float32 `[rows, cols]`.
+        w_hat: float32 `[rows, cols]`, what stands for it.
+    """
     miss = w - w_hat
     return RowErrors(_lane_sums(w), _lane_sums(miss), np.abs(miss).max(axis=1, initial=0))
 

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any
 
+from splitquant.core.granularity import Granularity, GranularityField
+from splitquant.core.strategies import FACTS, LAYOUTS, MAX_CLUSTERS, STRATEGIES, Facts, Layout, Strategy
 from splitquant.errors import SpecError
-
-Strategy = Literal["min_error", "kmeans", "magnitude", "residual", "lloyd"]
-Layout = Literal["fused", "parallel"]
-
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-MAX_CLUSTERS = 8
-MAX_CODE_BITS = 8  # of one entry of the codes plane: the codes of all parts of a residual weight share one
-MAX_FREE_LEVELS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,45 +26,6 @@ WIDTHS: Mapping[int, Width] = MappingProxyType(
     {bits: Width(bits, 1 << bits, 1 << (bits - 1), (1 << (bits - 1)) - 1) for bits in range(2, 9)}
 )
 CLUSTER_ID_BITS: Mapping[int, int] = MappingProxyType({k: (k - 1).bit_length() for k in range(1, MAX_CLUSTERS + 1)})
-
-
-@dataclass(frozen=True, slots=True)
-class Granularity:
-    """How many weights share one row_scale.
-
-    | form      | row_scale shape          | meaning                              |
-    |-----------|--------------------------|--------------------------------------|
-    | `tensor`  | none                     | one set of levels, no row_scale      |
-    | `channel` | `[rows, 1]`              | one row_scale per output channel     |
-    | `group:N` | `[rows, ceil(cols / N)]` | one row_scale per N weights of a row |
-    """
-
-    kind: Literal["tensor", "channel", "group"]
-    size: int = 0
-
-    @classmethod
-    def parse(cls, text: str) -> Granularity:
-        """Read `tensor`, `channel` or `group:N`; raises SpecError for anything else."""
-        if text == "tensor":
-            return cls("tensor")
-        if text == "channel":
-            return cls("channel")
-        match = re.fullmatch(r"group:([1-9][0-9]{0,8})", text) if isinstance(text, str) else None
-        if match is not None and int(match[1]) >= 2:
-            return cls("group", int(match[1]))
-        raise SpecError(f"granularity is {text!r}; expected 'tensor', 'channel' or 'group:N' with N of at least 2")
-
-    def __str__(self) -> str:
-        return f"group:{self.size}" if self.kind == "group" else self.kind
-
-    def group_size(self, cols: int) -> int:
-        """How many neighbouring weights of a row of `cols` weights share a row_scale (0: no row_scale)."""
-        return {"tensor": 0, "channel": cols, "group": self.size}[self.kind]
-
-    def groups(self, cols: int) -> int:
-        """How many row_scales a row of `cols` weights has."""
-        size = self.group_size(cols)
-        return 0 if size == 0 else -(-cols // size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +56,7 @@ class QuantSpec:
     bits: int = 4
     clusters: int = 0
     strategy: Strategy = "min_error"
-    granularity: str = "channel"
+    granularity: GranularityField = GranularityField()  # noqa: RUF009 - it holds nothing
     symmetric: bool = False
     layout: Layout = "fused"
     polish: bool | None = None
@@ -117,48 +70,46 @@ class QuantSpec:
             raise SpecError(f"layout is {self.layout!r}; expected one of {', '.join(LAYOUTS)}")
         if not isinstance(self.symmetric, bool):
             raise SpecError(f"symmetric is {self.symmetric!r}; expected true or false")
-        Granularity.parse(self.granularity)
-        if self.strategy == "magnitude":
-            object.__setattr__(self, "symmetric", True)
-        if self.strategy == "residual":
-            object.__setattr__(self, "layout", "parallel")
-        if type(self.clusters) is int and self.clusters == 0:
-            object.__setattr__(self, "clusters", self._default_clusters())
-        if type(self.clusters) is not int or self.clusters not in CLUSTER_ID_BITS:
-            raise SpecError(f"clusters is {self.clusters!r}; expected 1 to {MAX_CLUSTERS}")
-        self._check_strategy()
+        said: Any = self.granularity
+        self._set("granularity", Granularity.parse(str(said) if isinstance(said, Granularity) else said))
+        self._set("symmetric", self.symmetric or self.facts.symmetric)
+        self._set("layout", self.facts.layout or self.layout)
+        self._settle_clusters()
         if self.polish is None:
-            object.__setattr__(self, "polish", self.usually_polished)
-        if self.strategy == "lloyd":  # its levels are the optimum already
-            object.__setattr__(self, "polish", False)
+            self._set("polish", self.usually_polished)
+        if self.facts.free_levels:
+            self._set("polish", value=False)
         if not isinstance(self.polish, bool):
             raise SpecError(f"polish is {self.polish!r}; expected true or false")
 
-    def _default_clusters(self) -> int:
-        if self.strategy == "residual":
-            return max(1, min(2, MAX_CODE_BITS // self.bits))
-        if self.strategy == "lloyd":
-            return min(4, MAX_FREE_LEVELS >> self.bits)
-        return 4 if self.layout == "fused" else 3
+    def _set(self, field: str, value: object) -> None:
+        """Decide a field that was left open, or that the strategy decides; only while the spec is made."""
+        object.__setattr__(self, field, value)
 
-    def _check_strategy(self) -> None:
-        if self.strategy == "residual" and self.clusters * self.bits > MAX_CODE_BITS:
+    def _settle_clusters(self) -> None:
+        facts, most = self.facts, self.facts.most_clusters(self.bits)
+        if type(self.clusters) is int and self.clusters == 0:
+            self._set("clusters", min(facts.fused if self.layout == "fused" else facts.parallel, most))
+        if type(self.clusters) is not int or self.clusters not in CLUSTER_ID_BITS:
+            raise SpecError(f"clusters is {self.clusters!r}; expected 1 to {MAX_CLUSTERS}")
+        if facts.free_levels and (self.layout == "parallel" or self.symmetric):
             raise SpecError(
-                f"residual with {self.clusters} clusters of {self.bits} bits; expected clusters * bits of at most {MAX_CODE_BITS}"
+                f"{self.strategy} with a parallel layout or symmetric grids; its levels are free: leave both out"
             )
-        if self.strategy != "lloyd":
-            return
-        if self.layout == "parallel" or self.symmetric:
-            raise SpecError("lloyd with a parallel layout or symmetric grids; its levels are free: leave both out")
-        if self.clusters << self.bits > MAX_FREE_LEVELS:
+        if self.clusters > most:
             raise SpecError(
-                f"lloyd with {self.clusters} clusters of {self.bits} bits; expected clusters * 2**bits of at most {MAX_FREE_LEVELS}"
+                f"{self.strategy} with {self.clusters} clusters of {self.bits} bits; expected {facts.limit}"
             )
+
+    @property
+    def facts(self) -> Facts:
+        """The facts of this spec's strategy."""
+        return FACTS[self.strategy]
 
     @property
     def usually_polished(self) -> bool:
         """What `polish` is where nothing was said: plain quantizers and the paper's clusters stay what they are elsewhere."""
-        return self.strategy in ("min_error", "magnitude", "residual") and self.clusters > 1
+        return self.facts.polished and self.clusters > 1
 
     @property
     def width(self) -> Width:
@@ -168,33 +119,49 @@ class QuantSpec:
     @property
     def cluster_bits(self) -> int:
         """Bits of one stored cluster id: 0 for k = 1 and for residual parts, which all hold every weight, else ceil(log2 k)."""
-        return 0 if self.strategy == "residual" else CLUSTER_ID_BITS[self.clusters]
+        return 0 if self.facts.additive else CLUSTER_ID_BITS[self.clusters]
 
     @property
     def code_bits(self) -> int:
         """Bits of one entry of the codes plane: `bits`, and for residual the codes of all parts side by side."""
-        return self.bits * self.clusters if self.strategy == "residual" else self.bits
+        return self.bits * self.clusters if self.facts.additive else self.bits
 
     @property
     def zero_in_grid(self) -> bool:
         """Whether zero is exactly a level of every grid: in the parallel layout, in symmetric grids, and in plain ones (k = 1)."""
-        return self.strategy != "lloyd" and (self.layout == "parallel" or self.symmetric or self.clusters == 1)
+        return not self.facts.free_levels and (self.layout == "parallel" or self.symmetric or self.clusters == 1)
 
     def group_size(self, cols: int) -> int:
-        """How many neighbouring weights of a row share a row_scale (0: tensor granularity, no row_scale)."""
-        return Granularity.parse(self.granularity).group_size(cols)
+        """How many neighbouring weights of a row share a row_scale (0: tensor granularity, no row_scale).
+
+        Args:
+            cols: weights of a row.
+        """
+        return self.granularity.group_size(cols)
 
     def groups(self, cols: int) -> int:
-        """How many row_scales a row of `cols` weights has (0: tensor granularity)."""
-        return Granularity.parse(self.granularity).groups(cols)
+        """How many row_scales a row has (0: tensor granularity).
+
+        Args:
+            cols: weights of a row.
+        """
+        return self.granularity.groups(cols)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form: every field, so that a stored spec never changes its meaning with a default."""
-        return asdict(self)
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**found, "granularity": str(self.granularity)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> QuantSpec:
-        """Read the JSON form; an unknown key raises SpecError with its name."""
+        """Read the JSON form.
+
+        Args:
+            data: any of the fields.
+
+        Raises:
+            SpecError: for an unknown key, with its name, and for what makes no spec.
+        """
         known = {field.name for field in fields(cls)}
         for key in data:
             if key not in known:
@@ -202,8 +169,8 @@ class QuantSpec:
         return cls(**data)
 
     def __str__(self) -> str:
-        plain = self.clusters == 1 and self.strategy != "lloyd"
-        words = [f"INT{self.bits}", "plain" if plain else f"k={self.clusters} {self.strategy}", self.granularity]
+        plain = self.clusters == 1 and not self.facts.free_levels
+        words = [f"INT{self.bits}", "plain" if plain else f"k={self.clusters} {self.strategy}", str(self.granularity)]
         words += ["symmetric"] if self.symmetric else []
         words += ["parallel"] if self.layout == "parallel" else []
         words += [] if self.polish == self.usually_polished else ["polished" if self.polish else "unpolished"]

@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from splitquant.core.spec import Layout, QuantSpec, Strategy
+from splitquant.core.spec import QuantSpec
+from splitquant.core.strategies import Layout, Strategy
 from splitquant.errors import SpecError
 from splitquant.plan.plan import Recipe, embedding_spec
 from splitquant.plan.table import METHOD, Entry, parse_table, table_to_dict

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from splitquant.core.histogram import Kind
-from splitquant.core.reference import from_float32, to_float32
+from splitquant.core.floats import Kind, from_float32, to_float32
 
 BITS: dict[int, int] = {
     TensorProto.FLOAT: 32,

@@ -8,8 +8,8 @@ from typing import Literal
 
 from onnx import TensorProto
 
-from splitquant.core.histogram import Kind
-from splitquant.core.spec import EMBEDDING, Granularity, QuantSpec
+from splitquant.core.floats import Kind
+from splitquant.core.spec import EMBEDDING, QuantSpec
 from splitquant.errors import TensorError
 from splitquant.onnx.dtypes import DATA_TYPE_OF, nbytes_of
 from splitquant.onnx.layers import Layer
@@ -102,7 +102,7 @@ class Form:
     @property
     def blocked(self) -> bool:
         """Whether scales belong to groups of a row."""
-        return Granularity.parse(self.spec.granularity).kind == "group"
+        return self.spec.granularity.kind == "group"
 
     @property
     def blocks(self) -> int:
@@ -135,7 +135,7 @@ class Form:
     @property
     def scale_shape(self) -> tuple[int, ...]:
         """The shape of scales: a number, one per channel, or one per group, in the axes of the weight."""
-        if self.spec.granularity == "tensor":
+        if self.spec.granularity.kind == "tensor":
             return ()
         if self.name == "Gather":
             return (self.rows, 1)
@@ -162,9 +162,7 @@ def form_of(layer: Layer, kind: Kind, options: Options, *, wide: bool = False) -
     spec, remark = options.spec, ""
     if layer.kind == "embedding":
         return _embedding(layer, kind, options.embeddings or EMBEDDING)
-    if Granularity.parse(spec.granularity).kind == "group" and (
-        layer.reduction is None or len(layer.weight.shape) != 2
-    ):
+    if spec.granularity.kind == "group" and (layer.reduction is None or len(layer.weight.shape) != 2):
         spec = replace(spec, granularity="channel")
         remark = "groups need a 2-D weight: one scale per channel"
     if options.format == "float":
@@ -175,7 +173,7 @@ def form_of(layer: Layer, kind: Kind, options: Options, *, wide: bool = False) -
         if not why_not and wide:
             return None, "its scales are too small for float16, and MatMulNBits takes no others here"
         if not why_not:
-            group = Granularity.parse(spec.granularity)
+            group = spec.granularity
             block = group.size if group.kind == "group" else _block(layer, options.block_size)
             return Form(
                 "MatMulNBits", layer, spec, kind, stored_bits, block, DATA_TYPE_OF[kind], options.accuracy_level

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from splitquant.core.spec import EMBEDDING, Granularity, QuantSpec
+from splitquant.core.spec import EMBEDDING, QuantSpec
 from splitquant.errors import SpecError
 from splitquant.plan.targets import spec_for
 
@@ -74,9 +74,9 @@ class Options:
     def __post_init__(self) -> None:
         if self.format not in ("float", *FORMATS):
             raise SpecError(f"format is {self.format!r}; expected one of {', '.join(FORMATS)}")
-        if self.spec.strategy == "lloyd":
+        if self.spec.facts.free_levels:
             raise SpecError(
-                "the strategy is lloyd, whose levels are free, and ONNX has no operator that reads packed indices into a table: "
+                f"the strategy is {self.spec.strategy}, whose levels are free, and ONNX has no operator that reads packed indices into a table: "
                 "use residual, magnitude or min_error"
             )
         if self.format == "float":  # a quantizer downstream takes the range of each part, which fitted cells blur
@@ -90,7 +90,7 @@ class Options:
             raise SpecError(
                 f"embeddings is {self.embeddings}; expected a plain symmetric spec, such as 8 bits per channel"
             )
-        if self.embeddings is not None and self.embeddings.granularity.startswith("group"):
+        if self.embeddings is not None and self.embeddings.granularity.kind == "group":
             raise SpecError(f"embeddings is {self.embeddings}; expected granularity channel or tensor")
         if not _is_block(self.block_size):
             raise SpecError(f"block_size is {self.block_size}; expected a power of two from 16 to 256")
@@ -102,14 +102,12 @@ class Options:
                 "of matmulnbits (--format matmulnbits): leave them out, or set a granularity"
             )
         self._check_activations()
-        if self.full_range and not (
-            self.format == "float" and self.spec.strategy == "residual" and self.spec.symmetric
-        ):
+        if self.full_range and not (self.format == "float" and self.spec.facts.additive and self.spec.symmetric):
             raise SpecError(
                 f"full_range with {self.spec} in the format {self.format}; it is of split with the strategy residual and "
                 "symmetric grids"
             )
-        group = Granularity.parse(self.spec.granularity)
+        group = self.spec.granularity
         if group.kind == "group" and self.format == "matmulnbits" and not _is_block(group.size):
             raise SpecError(f"granularity is {self.spec.granularity}; MatMulNBits takes powers of two from 16 to 256")
 
@@ -119,7 +117,7 @@ class Options:
         if self.format != _FORMAT_OF.get(self.activations):
             takes = ", ".join(f"{name} in the format {form}" for name, form in _FORMAT_OF.items())
             raise SpecError(f"activations is {self.activations!r} in the format {self.format}; ONNX takes {takes}")
-        if self.activations == "int8-tensor" and Granularity.parse(self.spec.granularity).kind == "group":
+        if self.activations == "int8-tensor" and self.spec.granularity.kind == "group":
             raise SpecError(
                 f"activations is int8-tensor with granularity {self.spec.granularity}; integer products take a scale per "
                 "channel or tensor"

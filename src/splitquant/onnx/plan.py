@@ -113,7 +113,7 @@ def needed_opset(plans: Sequence[NodePlan]) -> int:
             needed,
             dequantize_opset(
                 form.code_type,
-                per_axis=form.spec.granularity != "tensor",
+                per_axis=form.spec.granularity.kind != "tensor",
                 half=form.scale_type == TensorProto.FLOAT16,
                 blocked=form.blocked,
             ),

@@ -68,4 +68,5 @@ class OnnxReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; the same input with the same options gives the same."""
-        return {"nodes": [asdict(node) for node in self.nodes], "notes": list(self.notes)}
+        nodes = [{**asdict(node), "spec": node.spec.to_dict() if node.spec else None} for node in self.nodes]
+        return {"nodes": nodes, "notes": list(self.notes)}

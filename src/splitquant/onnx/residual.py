@@ -10,15 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from splitquant.core.histogram import Kind
-from splitquant.core.kernels import Matrix
+from splitquant.core.arrays import F64, Matrix
+from splitquant.core.floats import Kind, from_float32, to_float32
 from splitquant.core.minmax import minmax_rounded, ranges_of
-from splitquant.core.reference import from_float32, to_float32
 from splitquant.core.spec import QuantSpec
 
-Range = tuple[NDArray[np.float64], NDArray[np.float64]]
+Range = tuple[F64, F64]
 _BLOCK_WEIGHTS = 1 << 15  # rounding works in float64 with some copies
 
 
@@ -37,7 +35,7 @@ class Residual:
     ) -> Residual:
         """With the ranges of all windows; those of each part but the last take a pass of their own."""
         found = cls(spec, kind, full_range)
-        for _ in range(spec.clusters - 1 if spec.granularity == "tensor" else 0):
+        for _ in range(spec.clusters - 1 if spec.granularity.kind == "tensor" else 0):
             lows, highs = [np.zeros((1, 1))], [np.zeros((1, 1))]
             for block in (block for window in windows() for block in _blocks(window)):
                 *_, left = found._split(block, len(found.ranges))

@@ -177,7 +177,7 @@ def _dequantized(plan: NodePlan, part: PartNames, nodes: list[NodeProto], label:
     if form.blocked:
         assert form.layer.reduction is not None
         attributes = {"axis": form.layer.reduction, "block_size": form.spec.group_size(form.cols)}
-    elif form.spec.granularity != "tensor":
+    elif form.spec.granularity.kind != "tensor":
         attributes = {"axis": form.layer.axis}
     output = fresh(f"{label}.weight")
     inputs = [part.codes, part.scale, *([part.zero_point] if part.zero_point else [])]
@@ -203,7 +203,7 @@ def _gathered(plan: NodePlan, part: PartNames, fresh: Names) -> list[NodeProto]:
         helper.make_node("Cast", [codes], [wide], name=fresh(f"{label}.cast"), to=TensorProto.FLOAT),
     ]
     scale = part.scale
-    if form.spec.granularity != "tensor":
+    if form.spec.granularity.kind != "tensor":
         scale = fresh(f"{label}.scale")
         nodes.append(
             helper.make_node(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
-from splitquant.core.histogram import Kind
+from splitquant.core.floats import Kind
 from splitquant.errors import SourceError
 from splitquant.onnx.dtypes import KINDS
 from splitquant.onnx.source import Source

@@ -14,9 +14,10 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from splitquant.checkpoint.files import TargetFile
+from splitquant.core.arrays import U8
 from splitquant.errors import DestinationError
 from splitquant.onnx.layout import laid_out
-from splitquant.onnx.stored import U8, StoredTensor
+from splitquant.onnx.stored import StoredTensor
 from splitquant.onnx.target import Target
 from splitquant.onnx.wire import LARGEST_FILE
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from splitquant.checkpoint.files import Buffers, SourceFile
+from splitquant.core.arrays import U8
 from splitquant.errors import SourceError
 from splitquant.onnx.dtypes import BITS, name_of, nbytes_of
 
-U8 = NDArray[np.uint8]
 LARGEST_TENSOR = 1 << 48
 
 

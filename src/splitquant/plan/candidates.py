@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from splitquant.core.spec import STRATEGIES, WIDTHS, QuantSpec
+from splitquant.core.spec import WIDTHS, QuantSpec
+from splitquant.core.strategies import FACTS, STRATEGIES, facts_of
 from splitquant.errors import SpecError
 from splitquant.plan.frontier import Point
 from splitquant.plan.plan import TensorPlan
@@ -74,9 +75,9 @@ def candidates(fixed: Mapping[str, Any]) -> tuple[QuantSpec, ...]:
     if not free:
         pool += _members(_FITTED, narrowed)
     for strategy in _values(fixed.get("strategy", "min_error")):
-        if strategy == "lloyd":
+        if FACTS[strategy].free_levels:
             continue
-        parallel = strategy == "residual" or narrowed.get("layout") == ("parallel",)
+        parallel = FACTS[strategy].layout == "parallel" or narrowed.get("layout") == ("parallel",)
         for split in _PARALLEL if parallel else _FUSED:
             pool += _members({**split, "strategy": (strategy,)}, narrowed)
     if not {"bits", "clusters"} & set(fixed):
@@ -147,9 +148,13 @@ def _has_strategy(pool: Sequence[QuantSpec], strategy: Any) -> bool:
 
 def _free(strategy: Any, narrowed: _Family) -> list[QuantSpec]:
     """Free levels where they are possible; in clusters, which only cut one row of levels into several, where both are said."""
-    if strategy == "lloyd" and "clusters" in narrowed:
+    if facts_of(strategy).free_levels and "clusters" in narrowed:
         return _members({**_FREE, "clusters": narrowed["clusters"]}, narrowed)
-    return _members(_FREE, narrowed) if strategy is None or "lloyd" in _values(strategy) else []
+    return (
+        _members(_FREE, narrowed)
+        if strategy is None or any(facts_of(name).free_levels for name in _values(strategy))
+        else []
+    )
 
 
 def _stored_bits(spec: QuantSpec) -> int:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from math import prod
 from typing import Any, Protocol
 
-from splitquant.core.histogram import Kind
+from splitquant.core.floats import Kind
 from splitquant.core.spec import EMBEDDING, QuantSpec
 from splitquant.errors import SpecError, TensorError
 from splitquant.plan.planes import KIND_OF_DTYPE, Plane, planes_of

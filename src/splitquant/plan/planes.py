@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from splitquant.core.histogram import Kind
-from splitquant.core.rows import ScaleKind, matrix_shape, row_scale_kind
-from splitquant.core.spec import Granularity, QuantSpec
-from splitquant.core.split import plane_widths
+from splitquant.core.floats import Kind
+from splitquant.core.interface import plane_widths
+from splitquant.core.rows import matrix_shape, row_scale_kind
+from splitquant.core.spec import QuantSpec
 
 PlaneName = Literal["codes", "clusters", "scale", "offset", "levels", "row_scale", "shape"]
 SAFETENSORS_DTYPE: dict[str, str] = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
@@ -66,7 +66,7 @@ def planes_of(shape: tuple[int, ...], axis: int, stack: bool, kind: Kind, spec: 
     planes = [Plane("codes", "U8", (*head, g.rows, codes_width))]
     if clusters_width:
         planes.append(Plane("clusters", "U8", (*head, g.rows, clusters_width)))
-    if spec.strategy == "lloyd":
+    if spec.facts.free_levels:
         planes.append(Plane("levels", "F32", (*head, spec.clusters, spec.width.codes)))
     else:
         planes += [Plane("scale", "F32", (*head, spec.clusters)), Plane("offset", "F32", (*head, spec.clusters))]
@@ -78,6 +78,6 @@ def planes_of(shape: tuple[int, ...], axis: int, stack: bool, kind: Kind, spec: 
     return tuple(planes)
 
 
-def scale_kind_of(kind: Kind, spec: QuantSpec) -> ScaleKind:
+def scale_kind_of(kind: Kind, spec: QuantSpec) -> Kind:
     """The stored dtype of row_scales for a source kind."""
-    return row_scale_kind(kind, Granularity.parse(spec.granularity).kind)
+    return row_scale_kind(kind, spec.granularity)

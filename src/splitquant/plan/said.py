@@ -27,7 +27,7 @@ def spec_as_said(said: Mapping[str, Any], **usual: Any) -> QuantSpec:
 
 def holds(spec: QuantSpec, name: str, values: tuple[Any, ...]) -> bool:
     """Whether a spec has one of the values that were said of a field; None, and 0 clusters, leave it to the spec."""
-    return getattr(spec, name) in values or None in values or (name == "clusters" and 0 in values)
+    return spec.to_dict()[name] in values or None in values or (name == "clusters" and 0 in values)
 
 
 def _shown(value: Any) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from splitquant.core.histogram import Kind
+from splitquant.core.floats import Kind
 from splitquant.core.spec import QuantSpec
 from splitquant.errors import SourceError, SpecError
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-from splitquant.core.spec import QuantSpec, Strategy
+from splitquant.core.spec import QuantSpec
+from splitquant.core.strategies import Strategy, facts_of
 from splitquant.errors import SpecError
 from splitquant.plan.plan import embedding_spec
 from splitquant.plan.said import spec_as_said
@@ -106,8 +107,8 @@ class Target:
         what = "indices" if self.codebook else "codes"
         if width not in self.grids:
             raise self.refusal(f"{what} of {width} bits", f"{', '.join(map(str, self.grids))} bits")
-        if not self.takes(width, spec.granularity):
-            raise self.refusal(f"granularity {spec.granularity!r} at {width} bits", ", ".join(self.grids[width]))
+        if not self.takes(width, str(spec.granularity)):
+            raise self.refusal(f"granularity '{spec.granularity}' at {width} bits", ", ".join(self.grids[width]))
         if self.symmetric and not spec.symmetric:
             raise self.refusal("asymmetric grids", "symmetric ones")
         if not self.codebook and not spec.zero_in_grid:
@@ -115,8 +116,8 @@ class Target:
 
     def refuse_strategy(self, strategy: Any) -> None:
         """SpecError where a strategy makes nothing that the target can run."""
-        if strategy == "lloyd" and not self.codebook:
-            raise self.refusal("the strategy lloyd, whose levels are free", "integer layers")
+        if facts_of(strategy).free_levels and not self.codebook:
+            raise self.refusal(f"the strategy {strategy}, whose levels are free", "integer layers")
 
     def width_of(self, spec: QuantSpec) -> int:
         """Bits of what the target would see as one weight: an index of a table, or the code of one layer."""

@@ -49,8 +49,7 @@ class TensorOutcome:
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
         data = asdict(replace(self, checksums=dict(self.checksums)))
-        data["shape"] = list(self.shape)
-        return data
+        return {**data, "shape": list(self.shape), "spec": None if self.spec is None else self.spec.to_dict()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TensorOutcome:

@@ -54,7 +54,7 @@ def split(
     module's name, for weights that hold NaN or infinity; the model is then as it was.
     """
     _check_spec(spec)
-    if spec.strategy == "lloyd":
+    if spec.facts.free_levels:
         raise SpecError(f"spec is {spec}; expected another strategy, since a linear quantizer finds no free levels")
     spec = replace(spec, layout="parallel", polish=False)
     wish = Wish(spec, parallel=True, include=patterns(include), exclude=patterns(exclude))
@@ -202,7 +202,7 @@ def _refuse_compiled(model: nn.Module) -> None:
 
 
 def _cut_floats(weight: nn.Parameter, spec: QuantSpec, axis: int) -> tuple[Weights, ErrorFigures | None]:
-    if spec.strategy == "residual":
+    if spec.facts.additive:
         return residual_parts(weight, spec, axis)
     found = quantize_tensor(weight.detach(), spec, axis)
     return float_parts(weight, found), found.figures

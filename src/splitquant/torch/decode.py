@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from splitquant.core.interface import Planes as PackedPlanes
 from splitquant.core.kernels import kernels
-from splitquant.core.rows import unpack_row_scale
+from splitquant.core.rows import RowScales, unpack_row_scale
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import levels_from
 from splitquant.torch.packing import DTYPE_OF_KIND, KIND_OF_DTYPE, Packing, from_numpy, to_numpy
@@ -49,12 +50,9 @@ def _decode_with_kernels(planes: Planes, spec: QuantSpec, cols: int, dtype: torc
     clusters, row_scale = planes.get("clusters"), planes.get("row_scale")
     return from_numpy(
         kernels().dequantize(
-            codes,
-            None if clusters is None else to_numpy(clusters),
+            PackedPlanes.of(spec, cols, codes, None if clusters is None else to_numpy(clusters)),
             levels_from(spec, {name: to_numpy(planes[name]) for name in LEVEL_PLANES if name in planes})[2],
-            None if row_scale is None else unpack_row_scale(to_numpy(row_scale)),
-            spec.group_size(cols),
-            cols,
+            None if row_scale is None else RowScales(spec.group_size(cols), unpack_row_scale(to_numpy(row_scale))),
             KIND_OF_DTYPE[dtype],
         )
     )
@@ -79,7 +77,7 @@ def _table(planes: Planes, spec: QuantSpec) -> torch.Tensor:
     scale, offset = planes["scale"], planes["offset"]
     code = torch.arange(1 << spec.bits, dtype=torch.float32, device=scale.device)
     table = scale[:, None] * code + offset[:, None]
-    if spec.strategy != "residual":
+    if not spec.facts.additive:
         return table
     total = table[0]
     for part in range(1, spec.clusters):  # the first part's code is in the lowest bits

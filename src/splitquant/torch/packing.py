@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from splitquant.core.histogram import Kind
+from splitquant.core.floats import Kind
 from splitquant.core.rows import pack_row_scale
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import SplitTensor, level_planes, quantize_array

@@ -1,0 +1,246 @@
+"""The passes over a matrix of weights: scale its rows, weigh them, survey their values, solve, encode.
+
+A matrix comes in windows of rows. One window is loaded once and held. Of several, each pass that is needed loads every one
+anew, and row_scales are computed anew as well, so that a window per thread is all that is in memory. What comes out is the
+same: histograms merge exactly, and every row is encoded alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from splitquant.core.affine import Grid
+from splitquant.core.arrays import Matrix
+from splitquant.core.error import ErrorSums
+from splitquant.core.floats import kind_of, refuse_unfit
+from splitquant.core.granularity import Granularity
+from splitquant.core.histogram import ValueHistogram
+from splitquant.core.interface import Memory, Planes, new_memory
+from splitquant.core.kernels import kernels
+from splitquant.core.rows import RowScales, row_scale_from, row_scale_kind
+from splitquant.core.solve import needs_survey, needs_weights, solve
+from splitquant.core.spec import QuantSpec
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+T = TypeVar("T")
+
+
+class Map(Protocol):
+    """`map`, or a thread pool's: results come in the order of the items."""
+
+    def __call__(self, work: Callable[[In], Out], items: Iterable[In], /) -> Iterator[Out]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """A matrix whose rows are loaded window by window.
+
+    ranges: the rows of each window, in order. load: gives their weights, `[rows, cols]` in the dtype of a kind; they need to stay
+    only until the same thread loads again.
+    map: shares windows between threads. passed: told the rows of a window whenever a pass is done with it.
+    scales: the row_scales of all rows, where they are known; else those of a window are computed in every pass.
+    """
+
+    ranges: Sequence[range]
+    load: Callable[[range], Matrix]
+    map: Map = map
+    passed: Callable[[range], None] = lambda _: None
+    scales: RowScales | None = None
+
+    @classmethod
+    def whole(cls, x: Matrix) -> Windows:
+        """A matrix that is in memory.
+
+        Args:
+            x: `[rows, cols]` in the dtype of a kind.
+        """
+        return cls((range(len(x)),), lambda _: x)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Some rows and what they are stored as. rows: which of the matrix; x: their weights; scales: their row_scales."""
+
+    rows: range
+    x: Matrix
+    scales: RowScales | None
+    planes: Planes
+    errors: ErrorSums
+
+
+@dataclass(frozen=True, slots=True)
+class Sink(Generic[T]):
+    """Where encoded rows go.
+
+    put: takes a window's rows and, block by block, all of them encoded; what it gives is the result of the window.
+    memory: where the planes of a block lie. block: how many rows are encoded at a time (0: those of the window).
+    """
+
+    put: Callable[[range, Iterator[Encoded]], T]
+    memory: Memory = new_memory
+    block: int = 0
+
+
+def quantized(matrix: Windows, spec: QuantSpec, sink: Sink[T]) -> tuple[Grid, list[T]]:
+    """Quantize a matrix: its grid, and what the sink gave for every window, in order.
+
+    Args:
+        matrix: the weights.
+        spec: how.
+        sink: takes the encoded rows.
+
+    Raises:
+        TensorError: for NaN, infinity, and magnitudes that cannot be quantized.
+    """
+    matrix = held(matrix, spec.granularity)
+    (grid,) = solved(matrix, [spec])
+    return grid, list(encoded(matrix, spec, grid, sink))
+
+
+def count_passes(matrix: Windows, spec: QuantSpec) -> int:
+    """How many passes `quantized` makes over the windows of a matrix.
+
+    Args:
+        matrix: the weights.
+        spec: how they are to be quantized.
+    """
+    return 1 + needs_survey(spec) + (needs_weights(spec) and len(matrix.ranges) > 1)
+
+
+def held(matrix: Windows, granularity: Granularity) -> Windows:
+    """A matrix of one window in memory and with its row_scales; another one as it is.
+
+    Args:
+        matrix: the weights.
+        granularity: whose row_scales.
+
+    Raises:
+        TensorError: see `scale_rows`.
+    """
+    if len(matrix.ranges) > 1:
+        return matrix
+    x = matrix.load(matrix.ranges[0])
+    scales = scale_rows(x, granularity) if matrix.scales is None else matrix.scales
+    return replace(matrix, load=lambda _: x, map=map, scales=scales)
+
+
+def scaled(matrix: Windows, granularity: Granularity) -> Windows:
+    """A matrix with the row_scales of all its rows, in a pass where they are not known.
+
+    Args:
+        matrix: the weights.
+        granularity: whose row_scales.
+
+    Raises:
+        TensorError: see `scale_rows`.
+    """
+    matrix = held(matrix, granularity)
+    if matrix.scales is not None or granularity.kind == "tensor":
+        return matrix
+    found = [scales for scales in _each(matrix, granularity, lambda _, __, scales: scales) if scales is not None]
+    joined = RowScales(found[0].group, np.concatenate([scales.scale for scales in found])) if found else None
+    return replace(matrix, scales=joined)
+
+
+def solved(matrix: Windows, specs: Sequence[QuantSpec]) -> list[Grid]:
+    """The grids of a matrix by several specs, which share the passes over it.
+
+    Args:
+        matrix: the weights.
+        specs: at least one, all of one granularity.
+
+    Raises:
+        TensorError: for NaN, infinity, and magnitudes that cannot be quantized.
+    """
+    granularity, histogram = specs[0].granularity, None
+    heaviest = _heaviest(matrix, granularity) if any(map(needs_weights, specs)) else None
+
+    def look(_: range, x: Matrix, scales: RowScales | None) -> ValueHistogram:
+        return survey(x, scales if scales is None or heaviest is None else scales.weighed(heaviest))
+
+    if any(map(needs_survey, specs)):
+        histogram = reduce(ValueHistogram.merge, _each(matrix, granularity, look))
+    return [solve(histogram if needs_survey(spec) else None, spec) for spec in specs]
+
+
+def _heaviest(matrix: Windows, granularity: Granularity) -> float:
+    """The largest row_scale of a matrix, in a pass where they are not known."""
+    if matrix.scales is not None:
+        return matrix.scales.heaviest
+    return max(_each(matrix, granularity, lambda _, __, scales: 0.0 if scales is None else scales.heaviest))
+
+
+def encoded(matrix: Windows, spec: QuantSpec, grid: Grid, sink: Sink[T]) -> Iterator[T]:
+    """Encode all rows: what the sink gave for every window, in order.
+
+    Args:
+        matrix: the weights.
+        spec: how they are quantized.
+        grid: their levels.
+        sink: takes the encoded rows.
+
+    Raises:
+        TensorError: see `scale_rows`.
+    """
+
+    def blocks(window: range, x: Matrix, scales: RowScales | None) -> Iterator[Encoded]:
+        step = sink.block or max(1, len(window))
+        for first in range(0, max(1, len(window)), step):
+            part = x[first : first + step]
+            own = None if scales is None else scales.of(range(first, first + step))
+            planes = Planes.room(spec, len(part), x.shape[1], sink.memory)
+            errors = kernels().encode(part, own, grid, planes)
+            yield Encoded(window[first : first + step], part, own, planes, errors.sums)
+
+    return _each(matrix, spec.granularity, lambda window, x, scales: sink.put(window, blocks(window, x, scales)))
+
+
+def scale_rows(x: Matrix, granularity: Granularity) -> RowScales | None:
+    """The row_scales of a window (None where there are none).
+
+    Args:
+        x: weights.
+        granularity: whose row_scales.
+
+    Raises:
+        TensorError: for NaN, infinity, and magnitudes that cannot be quantized, where there are row_scales.
+    """
+    group = granularity.group_size(x.shape[1])
+    if group == 0:
+        return None
+    kind = kind_of(x.dtype)
+    absmax = kernels().absmax(x, group)
+    refuse_unfit(float(absmax.max(initial=0.0)), kind)
+    return RowScales(group, row_scale_from(absmax, row_scale_kind(kind, granularity)))
+
+
+def survey(x: Matrix, scales: RowScales | None) -> ValueHistogram:
+    """The histogram of a window's values, after division by their row_scales where there are any.
+
+    Args:
+        x: weights.
+        scales: their row_scales, with weights where values are to weigh them.
+    """
+    if scales is None and kind_of(x.dtype) != "fp32":
+        return kernels().count16(x)
+    return kernels().count32(x, scales)
+
+
+def _each(
+    matrix: Windows, granularity: Granularity, work: Callable[[range, Matrix, RowScales | None], T]
+) -> Iterator[T]:
+    """One pass: every window with its weights and row_scales."""
+
+    def step(window: range) -> T:
+        x = matrix.load(window)
+        done = work(window, x, scale_rows(x, granularity) if matrix.scales is None else matrix.scales.of(window))
+        matrix.passed(window)
+        return done
+
+    return matrix.map(step, matrix.ranges)
