@@ -15,7 +15,7 @@ from sklearn.cluster import KMeans
 from llama_shaped import heavy_tailed
 from splitquant.core.floats import to_float32
 from splitquant.core.kernels import kernels
-from splitquant.core.passes import survey
+from splitquant.core.passes import histogram_of
 from splitquant.core.solve import solve
 from splitquant.core.spec import PAPER
 from splitquant.core.split import quantize_array
@@ -53,7 +53,7 @@ def main() -> None:
     theirs = seconds(lambda: published(weights, 3), 2)
     split = seconds(lambda: quantize_array(bits, PAPER).parts(), 5)
     whole = seconds(lambda: quantize_array(bits, PAPER), 5)
-    grid = seconds(lambda: solve(survey(bits, None), PAPER), 5)
+    grid = seconds(lambda: solve(histogram_of(bits, None), PAPER), 5)
     count = weights.size
     print(f"{count:,} bf16 weights, k = 3, one thread, {kernels().name} kernels")
     print(f"  published: KMeans and split         {1e9 * theirs / count:8.1f} ns per weight")

@@ -96,7 +96,7 @@ def test_threads_do_not_matter(spec):
     ids=str,
 )
 def test_windows_are_loaded_once_per_pass(spec, passes):
-    """To weigh the rows, to survey them, to encode them, where each is needed; and every pass is told of."""
+    """To weigh the rows, to count their values, to encode them, where each is needed; and every pass is told of."""
     cut = Cut(weights(), 8)
     quantized(cut.matrix, spec, Sink(collect))
     assert count_passes(cut.matrix, spec) == passes
@@ -148,7 +148,7 @@ def test_row_scales_may_be_raised_before_encoding():
 
 
 def test_several_specs_share_the_passes():
-    """Grids are those of each spec alone, of one survey and one weighing for all."""
+    """Grids are those of each spec alone, of one histogram and one weighing for all."""
     specs = [spec for spec in SPECS if spec.granularity.kind == "channel"]
     cut = Cut(weights(), 8)
     for spec, grid in zip(specs, solved(cut.matrix, specs), strict=True):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from splitquant.core.error import NO_ERROR
-from splitquant.core.solve import needs_survey
+from splitquant.core.solve import needs_histogram
 from splitquant.core.spec import PAPER, QuantSpec
 from splitquant.core.split import quantize_array
 from splitquant.errors import TensorError
@@ -173,10 +173,10 @@ def test_a_split_tensor_is_frozen():
 
 
 @pytest.mark.parametrize("granularity", ["channel", "group:4"])
-def test_plain_symmetric_rows_need_no_survey(granularity):
+def test_plain_symmetric_rows_need_no_histogram(granularity):
     """The grid of scaled rows is [-1, 1] whatever they hold: no pass over the data for it."""
     spec = QuantSpec(4, 1, granularity=granularity, symmetric=True)
-    assert not needs_survey(spec)
+    assert not needs_histogram(spec)
     assert quantize_array(normal(3, 9), spec).scale.tolist() == quantize_array(normal(5, 4), spec).scale.tolist()
 
 
@@ -185,9 +185,9 @@ def test_plain_symmetric_rows_need_no_survey(granularity):
     [QuantSpec(), PAPER, QuantSpec(clusters=1), QuantSpec(clusters=1, symmetric=True, granularity="tensor")],
     ids=str,
 )
-def test_other_specs_need_a_survey(spec):
+def test_other_specs_need_a_histogram(spec):
     """All other levels depend on the values."""
-    assert needs_survey(spec)
+    assert needs_histogram(spec)
 
 
 def test_better_objective_beats_kmeans_on_heavy_tails():

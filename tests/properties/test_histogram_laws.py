@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitquant.core.histogram import KEYS, ValueHistogram
-from splitquant.core.passes import scale_rows, survey
+from splitquant.core.passes import histogram_of, scale_rows
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import quantize_array
 
@@ -77,7 +77,7 @@ def same_histogram(a, b):
 def test_bins_are_the_values(case):
     """Per key: count, least and greatest value exactly, sums to float64 rounding; keys in ascending order of value."""
     kind, x = case
-    bins = survey(x, None).bins()
+    bins = histogram_of(x, None).bins()
     groups = direct_bins(kind, x)
     assert bins.count.tolist() == [len(group) for group in groups]
     assert bins.low.tolist() == [min(group) for group in groups]
@@ -94,7 +94,7 @@ def test_bins_are_the_values(case):
 def test_integers_of_a_key_are_exact(case):
     """What a float32 key keeps of its values are exact integer sums and extremes."""
     kind, x = case
-    histogram = survey(x, None)
+    histogram = histogram_of(x, None)
     if kind != "fp32":
         assert histogram.low is None
         return
@@ -114,8 +114,8 @@ def test_merged_cuts_equal_the_whole(case, data):
     """However a window is cut, and in whatever order the pieces are merged, the histogram is that of the whole."""
     _, x = case
     cuts = sorted(data.draw(st.lists(st.integers(0, x.shape[1]), max_size=4)))
-    pieces = [survey(np.ascontiguousarray(part), None) for part in np.split(x, cuts, axis=1)]
-    whole = survey(x, None)
+    pieces = [histogram_of(np.ascontiguousarray(part), None) for part in np.split(x, cuts, axis=1)]
+    whole = histogram_of(x, None)
     order = data.draw(st.permutations(pieces))
     merged = order[0]
     for piece in order[1:]:
@@ -132,7 +132,7 @@ def test_merged_cuts_equal_the_whole(case, data):
 def test_nonfinite_is_counted(case):
     """`nonfinite` counts NaN and infinity, `total` everything, and bins leave them out."""
     _, x = case
-    histogram = survey(x, None)
+    histogram = histogram_of(x, None)
     assert histogram.nonfinite == np.count_nonzero(~np.isfinite(float64_of(x)))
     assert histogram.total == x.size
     assert histogram.bins().count.sum() == x.size - histogram.nonfinite
@@ -142,7 +142,7 @@ def test_nonfinite_is_counted(case):
 def test_every_finite_pattern_once(kind):
     """All finite 16-bit patterns (as top halves for float32) come back in ascending order, zero once with both signs."""
     patterns = np.array([p for p in range(KEYS) if is_finite("fp16" if kind == "fp16" else "bf16", p)], np.uint32)
-    bins = survey(window_of(kind, patterns << 16 if kind == "fp32" else patterns), None).bins()
+    bins = histogram_of(window_of(kind, patterns << 16 if kind == "fp32" else patterns), None).bins()
     values = np.unique(float64_of(window_of(kind, patterns << 16 if kind == "fp32" else patterns)))
     assert np.array_equal(bins.low, values)
     assert np.array_equal(bins.high, values)
@@ -170,7 +170,7 @@ class Nonfinite:
 )
 def test_infinities_and_nans(case):
     """Infinities and NaNs of every form count as not finite, whatever their payload."""
-    histogram = survey(window_of(case.kind, [*case.patterns, 0]), None)
+    histogram = histogram_of(window_of(case.kind, [*case.patterns, 0]), None)
     assert histogram.nonfinite == len(case.patterns)
     assert len(histogram.bins()) == 1
 
@@ -185,7 +185,7 @@ def test_scaled_rows_are_counted_as_scaled(case):
     if np.abs(float64_of(x)).max() > 2.0**126:
         return
     rows = scale_rows(x, QuantSpec(granularity="group:4").granularity)
-    histogram = survey(x, rows)
+    histogram = histogram_of(x, rows)
     assert histogram.kind == "fp32"
     assert histogram.total == x.size
     bins = histogram.bins()
@@ -217,15 +217,15 @@ def test_weighted_windows_equal_the_whole(seed, cuts, size):
     x = (rng.standard_normal((12, 9)) * np.exp(2 * rng.standard_normal((12, 1)))).astype(np.float32)
     spec = QuantSpec(granularity=f"group:{size}" if size else "channel")
     rows = scale_rows(x, spec.granularity)
-    whole = survey(x, rows.weighed(rows.heaviest))
+    whole = histogram_of(x, rows.weighed(rows.heaviest))
     pieces = [np.ascontiguousarray(part) for part in np.split(x, sorted(cuts)) if len(part)]
-    found = [survey(piece, scale_rows(piece, spec.granularity).weighed(rows.heaviest)) for piece in pieces]
+    found = [histogram_of(piece, scale_rows(piece, spec.granularity).weighed(rows.heaviest)) for piece in pieces]
     merged = found[-1]
     for histogram in found[-2::-1]:
         merged = merged.merge(histogram)
     assert same_histogram(merged, whole)
     assert np.array_equal(merged.weight, whole.weight)
-    bins, plain = whole.bins(), survey(x, rows).bins()
+    bins, plain = whole.bins(), histogram_of(x, rows).bins()
     assert bins.count.sum() == pytest.approx(whole.weight.sum(), rel=1e-12)
     assert np.array_equal(bins.low, plain.low)
     np.testing.assert_allclose(bins.sum / bins.count, plain.sum / plain.count, rtol=1e-12)
@@ -234,7 +234,7 @@ def test_weighted_windows_equal_the_whole(seed, cuts, size):
 def test_empty_window():
     """No weights give no bins."""
     for dtype in (np.uint16, np.float16, np.float32):
-        histogram = survey(np.empty((0, 3), dtype), None)
+        histogram = histogram_of(np.empty((0, 3), dtype), None)
         assert (histogram.total, histogram.nonfinite, len(histogram.bins())) == (0, 0, 0)
 
 

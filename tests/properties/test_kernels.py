@@ -17,10 +17,10 @@ from splitquant.core.floats import LARGEST_FP16, LARGEST_MAGNITUDE, from_float32
 from splitquant.core.granularity import Granularity
 from splitquant.core.interface import Planes, SegmentCosts
 from splitquant.core.partition import costs_of
-from splitquant.core.passes import survey
+from splitquant.core.passes import histogram_of
 from splitquant.core.reference import NumpyKernels
 from splitquant.core.rows import RowScales, row_scale_from, row_scale_kind
-from splitquant.core.solve import needs_survey, needs_weights, solve
+from splitquant.core.solve import needs_histogram, needs_weights, solve
 from splitquant.core.spec import CLUSTER_ID_BITS, QuantSpec
 
 native = pytest.importorskip(
@@ -212,7 +212,7 @@ def problem_of(x, spec):
     rows = scales_of(x, spec.group_size(x.shape[1]))
     with np.errstate(all="ignore"):
         weighed = rows.weighed(rows.heaviest) if needs_weights(spec) else rows
-        return rows, solve(survey(x, weighed) if needs_survey(spec) else None, spec)
+        return rows, solve(histogram_of(x, weighed) if needs_histogram(spec) else None, spec)
 
 
 def encoded(kernels, x, rows, grid, spec):

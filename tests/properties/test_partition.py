@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from splitquant.core.histogram import Bins
 from splitquant.core.partition import objective_of, partition, segment_cost
-from splitquant.core.passes import survey
+from splitquant.core.passes import histogram_of
 from splitquant.core.spec import QuantSpec
 
 OBJECTIVES = ["kmeans", "own_range", "zero_range"]
@@ -194,7 +194,7 @@ def test_never_worse_than_scikit_learn(real_weights):
     cluster = pytest.importorskip("sklearn.cluster")
     for weights in real_weights[:2]:
         values, counts = np.unique(weights.astype(np.float16).astype(np.float64), return_counts=True)
-        bins = survey(weights.astype(np.float16), None).bins()
+        bins = histogram_of(weights.astype(np.float16), None).bins()
         assert np.array_equal(bins.low, values)
         assert np.array_equal(bins.count, counts)
         ours = cost_by_definition(bins, partition(bins, 3, "kmeans"), "kmeans")
@@ -207,7 +207,7 @@ def test_float32_bins_lose_little(real_weights):
     for weights in real_weights[:2]:
         values, counts = np.unique(weights.reshape(-1)[:40_000].astype(np.float64), return_counts=True)
         fine = bins_of(values, counts)
-        coarse = survey(np.ascontiguousarray(weights.reshape(1, -1)[:, :40_000]), None).bins()
+        coarse = histogram_of(np.ascontiguousarray(weights.reshape(1, -1)[:, :40_000]), None).bins()
         for objective in OBJECTIVES:
             exact = cost_by_definition(fine, partition(fine, 4, objective), objective)
             found = cost_by_definition(coarse, partition(coarse, 4, objective), objective)

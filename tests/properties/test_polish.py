@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from any_spec import specs
 from any_weights import float64_of, tensors
 from splitquant.core.histogram import Values
-from splitquant.core.passes import survey
+from splitquant.core.passes import histogram_of
 from splitquant.core.polish import polished
 from splitquant.core.refit import fit_of
 from splitquant.core.solve import solve
@@ -50,7 +50,7 @@ def test_never_worse(x, spec):
 @given(tensors(), specs(strategies=POLISHED, granularities=["tensor"], polish=False))
 def test_never_worse_on_the_histogram(x, spec):
     """On the values as the histogram has them the error never rises, for grids as they are stored."""
-    histogram = survey(x, None)
+    histogram = histogram_of(x, None)
     bins = histogram.bins()
     start = solve(histogram, spec)
     values = Values.of(bins)

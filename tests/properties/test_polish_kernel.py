@@ -11,7 +11,7 @@ from any_spec import specs
 from any_weights import float64_of, tensors
 from splitquant.core.affine import grid_for
 from splitquant.core.histogram import Bins, Values
-from splitquant.core.passes import scale_rows, survey
+from splitquant.core.passes import histogram_of, scale_rows
 from splitquant.core.reference import NumpyKernels
 from splitquant.core.solve import solve
 from splitquant.core.spec import QuantSpec
@@ -49,7 +49,7 @@ def test_any_weights(compiled, x, exponent, spec):
     """For every form of weights, tiny and huge ones, and fewer values than clusters."""
     x = (float64_of(x) * 10.0**exponent).astype(np.float32) if exponent % 3 == 0 else x
     rows = scale_rows(x, spec.granularity)
-    histogram = survey(x, rows)
+    histogram = histogram_of(x, rows)
     check(compiled, solve(histogram, spec), Values.of(histogram.bins()))
 
 
@@ -59,7 +59,7 @@ def test_ends_of_the_number_line(compiled, magnitude, bits):
     """Subnormal weights and the largest that are taken."""
     x = (np.random.default_rng(bits).integers(-100, 101, (1, 500)) / 100.0 * magnitude).astype(np.float32)
     spec = QuantSpec(bits, 4, granularity="tensor", polish=False)
-    histogram = survey(x, None)
+    histogram = histogram_of(x, None)
     check(compiled, solve(histogram, spec), Values.of(histogram.bins()))
 
 

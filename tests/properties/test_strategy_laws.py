@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from any_spec import specs
 from any_weights import float64_of, tensors
 from splitquant.core.partition import folded, objective_of, partition
-from splitquant.core.passes import survey
-from splitquant.core.solve import needs_survey
+from splitquant.core.passes import histogram_of
+from splitquant.core.solve import needs_histogram
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import quantize_array
 
@@ -48,7 +48,7 @@ def test_folded_bins_are_those_of_the_magnitudes(x):
     """Folded bins are those of the magnitudes, or where the signs of a key do not overlap, parts of them."""
     sign = np.uint32(1 << 31) if x.dtype == np.float32 else np.uint16(1 << 15)
     plain = (x.view(sign.dtype) & ~sign).view(x.dtype)
-    ours, direct = folded(survey(x, None).bins()), survey(plain, None).bins()
+    ours, direct = folded(histogram_of(x, None).bins()), histogram_of(plain, None).bins()
     assert (ours.high[:-1] < ours.low[1:]).all()
     assert x.dtype == np.float32 or len(ours) == len(direct)
     start = np.searchsorted(ours.low, direct.low)
@@ -64,7 +64,7 @@ def test_folded_bins_are_those_of_the_magnitudes(x):
 def test_shells_are_the_best_there_are(values, clusters):
     """No other shells of magnitudes have a smaller sum of n * high**2."""
     w = np.array([values], np.float16) / 8
-    bins = folded(survey(w, None).bins())
+    bins = folded(histogram_of(w, None).bins())
     spec = QuantSpec(4, clusters, strategy="magnitude")
     borders = partition(bins, clusters, objective_of(spec))
     size = np.abs(w.astype(np.float64)).ravel()
@@ -207,12 +207,12 @@ def test_each_part_adds_its_bits(symmetric):
     assert sqnr(4, 2, "residual") > sqnr(4, 2, "min_error") + 8
 
 
-def test_symmetric_rows_need_no_survey_unless_polished():
+def test_symmetric_rows_need_no_histogram_unless_polished():
     """The grids of scaled rows are known before any data is read."""
     spec = QuantSpec(4, 2, "residual", "channel", symmetric=True, polish=False)
-    assert not needs_survey(spec)
-    assert needs_survey(replace(spec, polish=True))
-    assert needs_survey(replace(spec, granularity="tensor"))
+    assert not needs_histogram(spec)
+    assert needs_histogram(replace(spec, polish=True))
+    assert needs_histogram(replace(spec, granularity="tensor"))
 
 
 # lloyd

@@ -117,9 +117,9 @@ class Parts:
 class SegmentCosts:
     """What the cost of any segment of neighbouring bins is computed from, see `core.partition`.
 
-    count, total: float64 `[n + 1]`, the prefix sums of counts and of sums. low, high: float64 `[n]`, where a range begins that
-    begins with a bin, and where one ends that ends with it. squares: the cost is `-total**2 / count` of the segment, else
-    `count * (high - low)**2`.
+    count, total: float64 `[n + 1]`, the prefix sums of counts and of sums.
+    low, high: float64 `[n]`, where the range of a segment begins whose first bin this is, and ends whose last bin it is.
+    squares: the cost is `-total**2 / count` of the segment, else `count * (high - low)**2`.
     """
 
     count: F64
@@ -221,8 +221,8 @@ class Kernels(Protocol):
 
         LAW: with `u = float32(x) * inverse` the cluster is the last c with `lower[c] <= u`, the code is
         `clip(rint((u - offset[c]) * inverse_scale[c]), code_min, code_max)`, all in float32, and
-        `w_hat = row_scale * levels[c, code]`. Where the grid has cells: cluster, code and level are those of cell n, the number
-        of borders that are at most u (0 for NaN).
+        `w_hat = row_scale * levels[c, code]`. Where the grid has cells: cluster, code and level are those of cell n, the
+        number of borders that are at most u (0 for NaN).
         """
         ...
 
@@ -263,8 +263,8 @@ class Kernels(Protocol):
             planes: codes and cluster ids.
             parts: what is to be made of them, written in place.
 
-        LAW: part c holds `(code - zero[c] + base[c]) % 2**bits` where the cluster id is c (no plane of them: everywhere), and
-        `base[c]` elsewhere and in the columns that the planes do not have.
+        LAW: part c holds `(code - zero[c] + base[c]) % 2**bits` where the cluster id is c (no plane of them: everywhere),
+        and `base[c]` elsewhere and in the columns that the planes do not have.
         """
         ...
 

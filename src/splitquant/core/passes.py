@@ -1,8 +1,8 @@
-"""The passes over a matrix of weights: scale its rows, weigh them, survey their values, solve, encode.
+"""The passes over a matrix of weights: scale its rows and weigh them, count their values, solve, encode.
 
-A matrix comes in windows of rows. One window is loaded once and held. Of several, each pass that is needed loads every one
-anew, and row_scales are computed anew as well, so that a window per thread is all that is in memory. What comes out is the
-same: histograms merge exactly, and every row is encoded alone.
+A matrix comes in windows of rows. A single window is loaded once and held. Where there are several, every pass loads them
+again and computes their row_scales again, so that no more than a window per thread is in memory. The result is the same:
+histograms merge exactly, and every row is encoded alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from splitquant.core.histogram import ValueHistogram
 from splitquant.core.interface import Memory, Planes, new_memory
 from splitquant.core.kernels import kernels
 from splitquant.core.rows import RowScales, row_scale_from, row_scale_kind
-from splitquant.core.solve import needs_survey, needs_weights, solve
+from splitquant.core.solve import needs_histogram, needs_weights, solve
 from splitquant.core.spec import QuantSpec
 
 In = TypeVar("In")
@@ -41,10 +41,10 @@ class Map(Protocol):
 class Windows:
     """A matrix whose rows are loaded window by window.
 
-    ranges: the rows of each window, in order. load: gives their weights, `[rows, cols]` in the dtype of a kind; they need to stay
-    only until the same thread loads again.
-    map: shares windows between threads. passed: told the rows of a window whenever a pass is done with it.
-    scales: the row_scales of all rows, where they are known; else those of a window are computed in every pass.
+    ranges: the rows of each window, in order. load: gives their weights, `[rows, cols]` in the dtype of a kind, which nobody
+        uses any more when the same thread loads again.
+    map: shares the windows between threads. passed: is told the rows of a window whenever a pass is done with them.
+    scales: the row_scales of all rows, where they are known; else every pass computes those of a window.
     """
 
     ranges: Sequence[range]
@@ -65,7 +65,10 @@ class Windows:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Some rows and what they are stored as. rows: which of the matrix; x: their weights; scales: their row_scales."""
+    """Some rows and what they are stored as.
+
+    rows: which rows of the matrix; x: their weights; scales: their row_scales; errors: what encoding cost.
+    """
 
     rows: range
     x: Matrix
@@ -78,8 +81,9 @@ class Encoded:
 class Sink(Generic[T]):
     """Where encoded rows go.
 
-    put: takes a window's rows and, block by block, all of them encoded; what it gives is the result of the window.
-    memory: where the planes of a block lie. block: how many rows are encoded at a time (0: those of the window).
+    put: is called once for every window, with its rows and with all of them encoded, block by block. What it returns is the
+        result of the window.
+    memory: where the planes of a block lie. block: how many rows are encoded at a time (0: a whole window).
     """
 
     put: Callable[[range, Iterator[Encoded]], T]
@@ -110,7 +114,7 @@ def count_passes(matrix: Windows, spec: QuantSpec) -> int:
         matrix: the weights.
         spec: how they are to be quantized.
     """
-    return 1 + needs_survey(spec) + (needs_weights(spec) and len(matrix.ranges) > 1)
+    return 1 + needs_histogram(spec) + (needs_weights(spec) and len(matrix.ranges) > 1)
 
 
 def held(matrix: Windows, granularity: Granularity) -> Windows:
@@ -161,12 +165,12 @@ def solved(matrix: Windows, specs: Sequence[QuantSpec]) -> list[Grid]:
     granularity, histogram = specs[0].granularity, None
     heaviest = _heaviest(matrix, granularity) if any(map(needs_weights, specs)) else None
 
-    def look(_: range, x: Matrix, scales: RowScales | None) -> ValueHistogram:
-        return survey(x, scales if scales is None or heaviest is None else scales.weighed(heaviest))
+    def count(_: range, x: Matrix, scales: RowScales | None) -> ValueHistogram:
+        return histogram_of(x, scales if scales is None or heaviest is None else scales.weighed(heaviest))
 
-    if any(map(needs_survey, specs)):
-        histogram = reduce(ValueHistogram.merge, _each(matrix, granularity, look))
-    return [solve(histogram if needs_survey(spec) else None, spec) for spec in specs]
+    if any(map(needs_histogram, specs)):
+        histogram = reduce(ValueHistogram.merge, _each(matrix, granularity, count))
+    return [solve(histogram if needs_histogram(spec) else None, spec) for spec in specs]
 
 
 def _heaviest(matrix: Windows, granularity: Granularity) -> float:
@@ -178,6 +182,8 @@ def _heaviest(matrix: Windows, granularity: Granularity) -> float:
 
 def encoded(matrix: Windows, spec: QuantSpec, grid: Grid, sink: Sink[T]) -> Iterator[T]:
     """Encode all rows: what the sink gave for every window, in order.
+
+    With the builtin `map` a window is encoded when its result is asked for.
 
     Args:
         matrix: the weights.
@@ -220,7 +226,7 @@ def scale_rows(x: Matrix, granularity: Granularity) -> RowScales | None:
     return RowScales(group, row_scale_from(absmax, row_scale_kind(kind, granularity)))
 
 
-def survey(x: Matrix, scales: RowScales | None) -> ValueHistogram:
+def histogram_of(x: Matrix, scales: RowScales | None) -> ValueHistogram:
     """The histogram of a window's values, after division by their row_scales where there are any.
 
     Args:

@@ -1,8 +1,8 @@
 """Fit grids to the values: lower the squared error of a grid whose borders are found already.
 
-The exact border search takes the range of every cluster as given. Here the steps of `core.refit` alternate values and
-levels: outliers are clipped where that helps the rest. Where zero must be a level, the scales are fitted and the zero_points
-(integers) are tried one by one; where parts add up, one scale after the other. All is compared on the histogram.
+The exact border search takes the range of every cluster as given; here outliers are clipped where that helps the rest. The
+steps are those of `core.refit`. Where zero must be a level, scales are fitted and zero_points, which are integers, are tried
+one by one; where parts add up, their scales are fitted one after the other. Errors are those on the histogram.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""One step of the polish, and steps until they gain nothing worth the while.
+"""How a grid is fitted to values, step by step, for `core.polish` and for the kernel of it.
 
-Two things alternate, and neither can raise the error: values go to their nearest level, and scales and offsets become those
-of least squares for the values they got. What is compared are grids as they will be stored. All sums run in order, so that
-every machine finds the same grid.
+Two things alternate, and neither can raise the error: values go to their nearest level, and scales (and offsets, where zero
+need not be a level) become those of least squares for the values they got. What is compared are grids as they will be stored
+(scales of 16 significant bits, integer zero_points), so the result is never worse than the start. All sums run in order, so
+that every machine finds the same grid.
 """
 
 from __future__ import annotations

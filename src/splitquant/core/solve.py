@@ -33,7 +33,7 @@ _NOTHING = _one_bin(0.0, 0.0)  # a tensor without weights
 _UNIT = _one_bin(-1.0, 1.0)  # the range of scaled rows
 
 
-def needs_survey(spec: QuantSpec) -> bool:
+def needs_histogram(spec: QuantSpec) -> bool:
     """Whether levels depend on all values; symmetric grids over the whole range of scaled rows, [-1, 1], do not.
 
     Args:
@@ -60,7 +60,7 @@ def solve(histogram: ValueHistogram | None, spec: QuantSpec) -> Grid:
     """The grid for all values of a tensor.
 
     Args:
-        histogram: of the values, divided by their row_scales where there are any; None where `needs_survey` says so.
+        histogram: of the values, divided by their row_scales where there are any; None where `needs_histogram` says so.
         spec: how the tensor is quantized.
 
     Raises:

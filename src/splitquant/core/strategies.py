@@ -1,6 +1,6 @@
 """The facts of every strategy, in one table; the mathematics of each is in `core.solve`.
 
-A new strategy is a row here and a solver there: all other code asks the facts, never the name.
+A new strategy is a row here and a solver there: everything else in core asks the facts, never the name.
 """
 
 from __future__ import annotations
