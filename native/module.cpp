@@ -229,7 +229,7 @@ bool crc32_fold(In<u8, 1> data, Out<u8, 1> folded) {
 }  // namespace
 
 NB_MODULE(_native, m) {
-    m.doc() = "Compiled kernels; see splitquant.core.kernels for what they do and splitquant.core.native for their use.";
+    m.doc() = "Compiled kernels; see splitquant.core.interface for what they do and splitquant.core.native for their use.";
     m.def("isa", [] { return std::string(chosen().load()->isa); }, "The instruction set in use.");
     m.def("isas", [] {
         std::vector<std::string> names;

@@ -1,4 +1,4 @@
-// The fit of splitquant.core.polish for clusters that lie side by side, the order of its float64 operations included.
+// The fit of splitquant.core.refit for clusters that lie side by side, the order of its float64 operations included.
 #pragma once
 
 #include "interface.hpp"

@@ -1,4 +1,4 @@
-"""One tensor from its file to its planes: survey, solve, encode, in windows of rows that fit the memory budget.
+"""One tensor from its file to its planes: count, solve, encode, in windows of rows that fit the memory budget.
 
 The bytes written do not depend on the windows, on the threads or on their order: histograms merge exactly, every row is
 encoded alone, and every plane has its place in the output before the first byte is read.

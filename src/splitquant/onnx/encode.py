@@ -1,4 +1,4 @@
-"""One weight from where it is stored to its parts: survey, solve, encode, in windows of output channels.
+"""One weight from where it is stored to its parts: count, solve, encode, in windows of output channels.
 
 The mathematics is that of `splitquant.core`; here are only the order of axes and the packing that ONNX wants. Windows
 begin at multiples of eight channels, so that codes of 2 and 4 bits begin at whole bytes.
