@@ -21,10 +21,10 @@ from folders import (
     write_folder,
 )
 from splitquant.api import dequantize, dry_run, quantize
-from splitquant.checkpoint import windows
 from splitquant.core.spec import PAPER, QuantSpec
 from splitquant.core.split import quantize_array
 from splitquant.errors import DestinationError, SourceError, SpecError
+from splitquant.storage import memory
 
 KINDS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 
@@ -84,8 +84,8 @@ def test_windows_do_not_change_the_bytes(tmp_path, monkeypatch, nbytes):
     """However tensors are cut into windows, every file is the same."""
     quantize(tiny_sharded(tmp_path / "m"), tmp_path / "q")
     dequantize(tmp_path / "q", tmp_path / "whole")
-    monkeypatch.setattr(windows, "WINDOW_BYTES", nbytes)
-    monkeypatch.setattr(windows, "WHOLE_BYTES", nbytes)
+    monkeypatch.setattr(memory, "WINDOW_BYTES", nbytes)
+    monkeypatch.setattr(memory, "WHOLE_BYTES", nbytes)
     dequantize(tmp_path / "q", tmp_path / "cut")
     assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
 

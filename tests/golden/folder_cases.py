@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from folders import CONFIG, normal, tiny_folder, tiny_sharded, tree, write_folder
-
 import splitquant
+from folders import CONFIG, normal, tiny_folder, tiny_sharded, tree, write_folder
 from splitquant import PAPER, QuantSpec
 
 

@@ -18,9 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitquant.checkpoint.decode import as_window, window_bytes_per_weight
-from splitquant.checkpoint.files import Buffers, SourceFile
 from splitquant.checkpoint.folder import Folder
-from splitquant.checkpoint.windows import MemoryBudget
 from splitquant.core.error import NO_ERROR, ErrorFigures, figures_of
 from splitquant.core.kernels import Matrix
 from splitquant.core.rows import to_matrix
@@ -31,6 +29,8 @@ from splitquant.errors import TensorError, tensor_error
 from splitquant.plan.candidates import Options
 from splitquant.plan.plan import TensorPlan
 from splitquant.plan.planes import Geometry, geometry
+from splitquant.storage.files import SourceFile
+from splitquant.storage.memory import Buffers, MemoryBudget
 
 SAMPLE_WEIGHTS = 1 << 20
 _MATRICES = 8  # of a stack that is sampled

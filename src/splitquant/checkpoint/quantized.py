@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from splitquant.checkpoint.files import SourceFile
-from splitquant.checkpoint.folder import Folder, open_folder, read_json
+from splitquant.checkpoint.folder import Folder, open_folder
 from splitquant.checkpoint.safetensors import Entry as Header
 from splitquant.checkpoint.safetensors import tensor_bytes
 from splitquant.core.histogram import Kind
@@ -22,6 +21,8 @@ from splitquant.errors import SourceError
 from splitquant.plan.planes import SAFETENSORS_DTYPE, Geometry, Plane, geometry, planes_of, scale_kind_of
 from splitquant.plan.table import METHOD, Entry, parse_table
 from splitquant.report.outcome import REPORT_NAME, Report, TensorOutcome
+from splitquant.storage.files import SourceFile
+from splitquant.storage.json_file import read_json
 
 U8 = NDArray[np.uint8]
 NUMPY_DTYPE: dict[str, Any] = {"U8": np.uint8, "BF16": np.uint16, "F16": np.float16, "F32": np.float32, "I64": np.int64}

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from splitquant import __version__
-from splitquant.checkpoint.files import TargetFile
 from splitquant.checkpoint.folder import Folder, Shard
 from splitquant.checkpoint.quantized import QuantizedFolder, open_quantized
 from splitquant.checkpoint.safetensors import Entry, build_header
-from splitquant.checkpoint.windows import MIB, MemoryBudget
-from splitquant.checkpoint.workplace import Workplace, check_destination, check_room
 from splitquant.core.rows import from_matrix
 from splitquant.plan.planes import SAFETENSORS_DTYPE
 from splitquant.report.card import CARD_NAME, source_card
 from splitquant.report.outcome import REPORT_NAME
+from splitquant.storage.files import TargetFile
+from splitquant.storage.memory import MIB, MemoryBudget
+from splitquant.storage.workplace import Workplace, check_destination, check_room
 
 READ_BYTES = 8 * MIB
 

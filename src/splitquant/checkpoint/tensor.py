@@ -14,11 +14,8 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from splitquant.checkpoint.checksum import Checksum, join
 from splitquant.checkpoint.decode import as_window, window_bytes_per_weight
-from splitquant.checkpoint.files import U8, Buffers, SourceFile, TargetFile
 from splitquant.checkpoint.safetensors import Entry
-from splitquant.checkpoint.windows import MIB, MemoryBudget
 from splitquant.core.affine import Grid
 from splitquant.core.error import NO_ERROR, ErrorFigures, ErrorSums, figures_of
 from splitquant.core.histogram import ValueHistogram
@@ -41,6 +38,9 @@ from splitquant.errors import TensorError, tensor_error
 from splitquant.plan.plan import TensorPlan
 from splitquant.plan.planes import Geometry, geometry, scale_kind_of
 from splitquant.report.outcome import TensorOutcome, outcome_of
+from splitquant.storage.checksum import Checksum, join
+from splitquant.storage.files import U8, SourceFile, TargetFile
+from splitquant.storage.memory import MIB, Buffers, MemoryBudget
 
 COPY_BYTES = 8 * MIB
 

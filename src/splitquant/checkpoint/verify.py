@@ -9,12 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from splitquant.checkpoint.checksum import Checksum, join
 from splitquant.checkpoint.decode import as_window, window_bytes_per_weight
-from splitquant.checkpoint.files import SourceFile
 from splitquant.checkpoint.folder import Folder, open_folder
 from splitquant.checkpoint.quantized import QuantizedFolder, StoredTensor, open_quantized
-from splitquant.checkpoint.windows import MIB, MemoryBudget
 from splitquant.core.error import NO_ERROR, ErrorFigures, ErrorSums, figures_of
 from splitquant.core.kernels import Matrix
 from splitquant.core.reference import row_errors, to_float32
@@ -23,6 +20,9 @@ from splitquant.core.split import sums_of
 from splitquant.errors import VerifyError
 from splitquant.report.card import CARD_NAME
 from splitquant.report.outcome import REPORT_NAME, Report, TensorOutcome
+from splitquant.storage.checksum import Checksum, join
+from splitquant.storage.files import SourceFile
+from splitquant.storage.memory import MIB, MemoryBudget
 
 READ_BYTES = 8 * MIB
 

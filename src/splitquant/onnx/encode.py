@@ -15,8 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from splitquant.checkpoint.files import Buffers
-from splitquant.checkpoint.windows import MemoryBudget
 from splitquant.core.affine import Grid
 from splitquant.core.error import ErrorFigures, ErrorSums, figures_of
 from splitquant.core.histogram import ValueHistogram
@@ -39,6 +37,7 @@ from splitquant.onnx.residual import Residual
 from splitquant.onnx.scopes import Constant
 from splitquant.onnx.sink import Place
 from splitquant.onnx.transpose import transposed
+from splitquant.storage.memory import Buffers, MemoryBudget
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]

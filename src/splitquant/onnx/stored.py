@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from splitquant.checkpoint.files import Buffers, SourceFile
 from splitquant.errors import SourceError
 from splitquant.onnx.dtypes import BITS, name_of, nbytes_of
+from splitquant.storage.files import SourceFile
+from splitquant.storage.memory import Buffers
 
 U8 = NDArray[np.uint8]
 LARGEST_TENSOR = 1 << 48
