@@ -9,9 +9,9 @@ from folders import (
     normal,
     raw,
 )
-from splitquant.checkpoint.decode import as_window
 from splitquant.core.rows import pack_row_scale
 from splitquant.core.split import quantize_array
+from splitquant.format.decode import as_window
 from splitquant.storage import memory
 
 

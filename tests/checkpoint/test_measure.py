@@ -12,8 +12,8 @@ from splitquant.checkpoint.convert import plan_folder
 from splitquant.checkpoint.measure import measure_folder, sample_of
 from splitquant.core.spec import EMBEDDING, PAPER, QuantSpec
 from splitquant.errors import SpecError, TensorError
+from splitquant.format.planes import Geometry
 from splitquant.plan.plan import Recipe
-from splitquant.plan.planes import Geometry
 from splitquant.storage.memory import MIB, MemoryBudget
 
 POOL = (

@@ -17,8 +17,8 @@ from splitquant.checkpoint.safetensors import Entry, build_header
 from splitquant.checkpoint.tensor import Streams, is_cut, transform_tensor
 from splitquant.core.kernels import kernels
 from splitquant.errors import SourceError
+from splitquant.format.config import FORMAT_VERSION
 from splitquant.plan.plan import Plan, Recipe, TensorPlan, plan_tensors
-from splitquant.plan.table import FORMAT_VERSION
 from splitquant.report.card import CARD_NAME, model_card, original_card_name
 from splitquant.report.outcome import REPORT_NAME, Report, Run, TensorOutcome
 from splitquant.storage.files import SourceFile, TargetFile
@@ -109,16 +109,9 @@ def apply_plan(
     return replace(report, run=run)
 
 
-def stored_tensors(plan: TensorPlan) -> list[tuple[str, str, tuple[int, ...]]]:
-    """The (name, dtype, shape) of everything that a tensor becomes in the output."""
-    if plan.spec is None:
-        return [(plan.name, plan.dtype, plan.shape)]
-    return [(f"{plan.name}.{plane.name}", plane.dtype, plane.shape) for plane in plan.planes]
-
-
 def shard_header(shard: Shard, plans: Mapping[str, TensorPlan]) -> tuple[bytes, list[Entry]]:
     """The header of a shard of the output, and the places of its tensors."""
-    stored = [item for entry in shard.entries for item in stored_tensors(plans[entry.name])]
+    stored = [item for entry in shard.entries for item in plans[entry.name].stored]
     return build_header(stored, shard.metadata or {"format": "pt"})
 
 

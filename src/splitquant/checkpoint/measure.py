@@ -17,7 +17,6 @@ from math import fsum
 import numpy as np
 from numpy.typing import NDArray
 
-from splitquant.checkpoint.decode import as_window, window_bytes_per_weight
 from splitquant.checkpoint.folder import Folder
 from splitquant.core.error import NO_ERROR, ErrorFigures, figures_of
 from splitquant.core.kernels import Matrix
@@ -26,9 +25,11 @@ from splitquant.core.solve import needs_survey, solve
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import encode_rows, plane_widths, scale_rows, sums_of, survey
 from splitquant.errors import TensorError, tensor_error
+from splitquant.format.decode import as_window
+from splitquant.format.dtypes import DTYPES
+from splitquant.format.planes import Geometry, geometry
 from splitquant.plan.candidates import Options
 from splitquant.plan.plan import TensorPlan
-from splitquant.plan.planes import Geometry, geometry
 from splitquant.storage.files import SourceFile
 from splitquant.storage.memory import Buffers, MemoryBudget
 
@@ -106,7 +107,7 @@ class _Reader:
             if g.axis == 0:
                 yield self._rows(at, sample.rows, matrix_bytes // g.rows, g.cols)
                 continue
-            weight_bytes = window_bytes_per_weight(tensor.dtype) + tensor.nbytes // max(1, tensor.weights)
+            weight_bytes = DTYPES[tensor.dtype].window_bytes + tensor.nbytes // max(1, tensor.weights)
             what = f"{self.source.path}: tensor {tensor.name!r}"
             budget.windows(what, g.rows, g.cols * weight_bytes, can_be_cut=False)
             raw = self.buffers.get("raw", matrix_bytes)

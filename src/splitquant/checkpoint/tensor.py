@@ -14,7 +14,6 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from splitquant.checkpoint.decode import as_window, window_bytes_per_weight
 from splitquant.checkpoint.safetensors import Entry
 from splitquant.core.affine import Grid
 from splitquant.core.error import NO_ERROR, ErrorFigures, ErrorSums, figures_of
@@ -26,7 +25,6 @@ from splitquant.core.spec import QuantSpec
 from splitquant.core.split import (
     RowScales,
     encode_rows,
-    kind_of,
     level_planes,
     plane_widths,
     scale_rows,
@@ -35,8 +33,10 @@ from splitquant.core.split import (
     weighed_rows,
 )
 from splitquant.errors import TensorError, tensor_error
+from splitquant.format.decode import as_window
+from splitquant.format.dtypes import DTYPES
+from splitquant.format.planes import Geometry, geometry, plane_key
 from splitquant.plan.plan import TensorPlan
-from splitquant.plan.planes import Geometry, geometry, scale_kind_of
 from splitquant.report.outcome import TensorOutcome, outcome_of
 from splitquant.storage.checksum import Checksum, join
 from splitquant.storage.files import U8, SourceFile, TargetFile
@@ -132,7 +132,7 @@ def _quantize(
             pieces.setdefault(name, []).append(_put(streams, plan, name, index * values.nbytes, values.view(np.uint8)))
         figures = figures.merge(figures_of(g.rows * g.cols, [window.errors for window in written]))
     pieces["shape"] = [_put(streams, plan, "shape", 0, np.array(plan.shape, "<i8").view(np.uint8))]
-    return {f"{plan.name}.{plane}": join(checksums) for plane, checksums in pieces.items()}, figures
+    return {plane_key(plan.name, plane): join(checksums) for plane, checksums in pieces.items()}, figures
 
 
 def _quantize_matrix(
@@ -217,14 +217,14 @@ def _encode(
     if clusters is not None:
         checksums["clusters"] = _put(streams, plan, "clusters", first * clusters_width, clusters)
     if rows is not None:
-        stored = pack_row_scale(rows.scale, scale_kind_of(kind_of(x.dtype), spec)).view(np.uint8)
+        stored = pack_row_scale(rows.scale, plan.weight(spec).scale_kind).view(np.uint8)
         checksums["row_scale"] = _put(streams, plan, "row_scale", first * stored.shape[1], stored)
     return _Written(checksums, sums_of(errors))
 
 
 def _put(streams: Streams, plan: TensorPlan, plane: str, at: int, data: U8) -> Checksum:
     flat = data.reshape(-1)
-    streams.target.write(flat, streams.places[f"{plan.name}.{plane}"].start + at)
+    streams.target.write(flat, streams.places[plane_key(plan.name, plane)].start + at)
     return Checksum.of(flat)
 
 
@@ -232,7 +232,7 @@ def _row_bytes(plan: TensorPlan, spec: QuantSpec, g: Geometry) -> int:
     """Memory that one row takes while it is quantized: as read, as a window, as planes and as row_scales."""
     transposed = 0 if g.axis == 0 else plan.nbytes // max(1, plan.weights)
     return (
-        g.cols * (window_bytes_per_weight(plan.dtype) + transposed)
+        g.cols * (DTYPES[plan.dtype].window_bytes + transposed)
         + sum(plane_widths(g.cols, spec))
         + 12 * spec.groups(g.cols)
         + 32
