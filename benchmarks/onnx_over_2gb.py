@@ -26,8 +26,8 @@ from onnx.external_data_helper import load_external_data_for_tensor
 
 from onnx_page import put
 from onnx_speed import WIDTH, make, session
-from splitquant.checkpoint.windows import parse_bytes
 from splitquant.core.kernels import kernels
+from splitquant.storage.memory import parse_bytes
 from whole_process import measure
 
 F32 = NDArray[np.float32]

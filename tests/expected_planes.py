@@ -9,10 +9,10 @@ from folders import (
     normal,
     raw,
 )
-from splitquant.checkpoint import windows
-from splitquant.checkpoint.decode import as_window
 from splitquant.core.rows import pack_row_scale
 from splitquant.core.split import quantize_array
+from splitquant.format.decode import as_window
+from splitquant.storage import memory
 
 
 def expected_planes(name, tensor, spec, *, axis=0, stack=False) -> dict[str, Raw]:
@@ -55,5 +55,5 @@ def stored(tensor_dtype, seed, *shape) -> Raw:
 
 def tiny_windows(monkeypatch, nbytes):
     """Let a thread hold so little that tensors are cut into windows of about that many bytes."""
-    monkeypatch.setattr(windows, "WINDOW_BYTES", nbytes)
-    monkeypatch.setattr(windows, "WHOLE_BYTES", nbytes)
+    monkeypatch.setattr(memory, "WINDOW_BYTES", nbytes)
+    monkeypatch.setattr(memory, "WHOLE_BYTES", nbytes)

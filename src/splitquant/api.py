@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitquant.checkpoint.convert import Resources, apply_plan, plan_folder
+from splitquant.checkpoint.convert import apply_plan, plan_folder
 from splitquant.checkpoint.folder import Folder
-from splitquant.checkpoint.planner import Goal, measure_frontier, read_object, read_plan
+from splitquant.checkpoint.planner import Goal, measure_frontier, read_plan
 from splitquant.checkpoint.restore import dequantize_folder
 from splitquant.checkpoint.verify import Verified, verify_folder
-from splitquant.checkpoint.windows import DEFAULT_MAX_MEMORY, parse_bytes
 from splitquant.core.spec import QuantSpec
 from splitquant.errors import SpecError
 from splitquant.plan.plan import Plan, Recipe, patterns
 from splitquant.plan.targets import embeddings_for, spec_for, target_of
 from splitquant.report.outcome import Report
+from splitquant.storage.json_file import read_edited_json
+from splitquant.storage.memory import DEFAULT_MAX_MEMORY, parse_bytes
+from splitquant.storage.resources import Resources
 
 AnyPath = str | Path
 _USUAL_EMBEDDINGS = 8
@@ -57,7 +59,7 @@ def quantize(
     advance: told the number of source bytes that are done, from any thread.
     Raises SpecError, SourceError, TensorError, DestinationError (see `splitquant.errors`); on an error nothing is left.
     """
-    resources = Resources(_bytes(max_memory), threads, force)
+    resources = Resources.of(max_memory, threads, force=force)
     wish = _Wish(spec, embeddings, include, exclude, target, target_bits, target_size, weighting, fixed, plan)
     folder, planned = wish.plan_for(Path(source), resources)
     return apply_plan(folder, planned, Path(destination), resources, advance)
@@ -81,19 +83,19 @@ def dry_run(
 ) -> Plan:
     """What `quantize` would do with every tensor of a folder, and why; reads headers only, unless a target is given."""
     wish = _Wish(spec, embeddings, include, exclude, target, target_bits, target_size, weighting, fixed, plan)
-    return wish.plan_for(Path(source), Resources(_bytes(max_memory), threads))[1]
+    return wish.plan_for(Path(source), Resources.of(max_memory, threads))[1]
 
 
 def verify(source: AnyPath, destination: AnyPath, *, max_memory: int | str = DEFAULT_MAX_MEMORY) -> Verified:
     """Hold a quantized folder against its source; VerifyError names the first tensor that is off."""
-    return verify_folder(Path(source), Path(destination), Resources(_bytes(max_memory), 1).budget())
+    return verify_folder(Path(source), Path(destination), Resources.of(max_memory, 1).budget())
 
 
 def dequantize(
     source: AnyPath, destination: AnyPath, *, max_memory: int | str = DEFAULT_MAX_MEMORY, force: bool = False
 ) -> int:
     """Write the plain float folder that a quantized one stands for; returns the bytes of its tensors."""
-    return dequantize_folder(Path(source), Path(destination), Resources(_bytes(max_memory), 1).budget(), force=force)
+    return dequantize_folder(Path(source), Path(destination), Resources.of(max_memory, 1).budget(), force=force)
 
 
 def recipe_of(
@@ -152,16 +154,12 @@ class _Wish:
                 raise SpecError("weighting and fixed need target_bits or target_size")
             return None
         if isinstance(weighting, str) and weighting not in ("energy", "relative"):
-            weighting = read_object(Path(weighting))
+            weighting = read_edited_json(Path(weighting))
         return Goal(
             bits=self.target_bits,
-            nbytes=None if nbytes is None else _bytes(nbytes),
+            nbytes=parse_bytes(nbytes) if isinstance(nbytes, str) else nbytes,
             weighting=weighting,
             fixed=self.fixed or {},
             choose_embeddings=self.embeddings == "auto",
             target=self.target,
         )
-
-
-def _bytes(size: int | str) -> int:
-    return parse_bytes(size) if isinstance(size, str) else size

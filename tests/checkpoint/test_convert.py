@@ -22,11 +22,11 @@ from folders import (
     write_folder,
 )
 from splitquant.api import quantize
-from splitquant.checkpoint.decode import as_window
-from splitquant.checkpoint.windows import MemoryBudget
 from splitquant.core.spec import EMBEDDING, PAPER, QuantSpec
 from splitquant.core.split import quantize_array
 from splitquant.errors import SpecError
+from splitquant.format.decode import as_window
+from splitquant.storage.memory import MemoryBudget
 
 PLAIN = QuantSpec(bits=4, clusters=1)
 

@@ -11,9 +11,10 @@ import pytest
 
 from folders import normal, tiny_folder, tiny_sharded, tree, write_folder
 from splitquant.api import dequantize, quantize
-from splitquant.checkpoint import convert, files
-from splitquant.checkpoint.workplace import Workplace
+from splitquant.checkpoint import convert
 from splitquant.errors import DestinationError, SourceError, TensorError
+from splitquant.storage import files
+from splitquant.storage.workplace import Workplace
 
 
 @pytest.fixture

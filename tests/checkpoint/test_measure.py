@@ -10,11 +10,11 @@ from splitquant.api import quantize
 from splitquant.checkpoint import measure
 from splitquant.checkpoint.convert import plan_folder
 from splitquant.checkpoint.measure import measure_folder, sample_of
-from splitquant.checkpoint.windows import MIB, MemoryBudget
 from splitquant.core.spec import EMBEDDING, PAPER, QuantSpec
 from splitquant.errors import SpecError, TensorError
+from splitquant.format.planes import Geometry
 from splitquant.plan.plan import Recipe
-from splitquant.plan.planes import Geometry
+from splitquant.storage.memory import MIB, MemoryBudget
 
 POOL = (
     QuantSpec(4, 1),

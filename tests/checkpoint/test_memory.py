@@ -14,7 +14,7 @@ import pytest
 
 import splitquant
 from splitquant.checkpoint.safetensors import build_header
-from splitquant.checkpoint.windows import MIB
+from splitquant.storage.memory import MIB
 
 SRC = Path(splitquant.__file__).parents[1]
 NATIVE = importlib.util.find_spec("splitquant._native") is not None
@@ -23,7 +23,7 @@ LIMIT = 256 * MIB
 DRIVER = """
     import sys
     from splitquant import api
-    from splitquant.checkpoint.convert import peak_memory_bytes
+    from splitquant.storage.resources import peak_memory_bytes
 
     verb, source, destination = sys.argv[1:]
     if verb == "quantize":

@@ -12,13 +12,15 @@ import pytest
 
 from folders import CONFIG, normal, split_up, tiny_folder, tiny_sharded, tiny_tensors, tree, write_folder, write_sharded
 from splitquant.api import dry_run, quantize, verify
-from splitquant.checkpoint.convert import Resources, apply_plan
-from splitquant.checkpoint.planner import KEPT, Frontier, Goal, measure_frontier, read_object, read_plan
+from splitquant.checkpoint.convert import apply_plan
+from splitquant.checkpoint.planner import KEPT, Frontier, Goal, measure_frontier, read_plan
 from splitquant.checkpoint.size import folder_bytes, side_bytes
 from splitquant.core.spec import QuantSpec
 from splitquant.errors import SpecError
 from splitquant.plan.plan import Plan, Recipe
 from splitquant.plan.saved import plan_to_dict
+from splitquant.storage.json_file import read_edited_json
+from splitquant.storage.resources import Resources
 
 BITS = Goal(bits=4.0)
 
@@ -305,4 +307,4 @@ def test_small_tensors_are_kept_where_that_makes_the_smaller_folder(tmp_path):
 def test_a_key_twice(tmp_path, text):
     (tmp_path / "p.json").write_text(text)
     with pytest.raises(SpecError, match=r"has the key '[ax]' twice; leave one of them"):
-        read_object(tmp_path / "p.json")
+        read_edited_json(tmp_path / "p.json")

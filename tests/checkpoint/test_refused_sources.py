@@ -19,11 +19,12 @@ from folders import (
     write_sharded,
 )
 from splitquant.api import quantize
-from splitquant.checkpoint.convert import Resources, quantize_folder
+from splitquant.checkpoint.convert import quantize_folder
 from splitquant.core.spec import PAPER, QuantSpec
 from splitquant.core.split import quantize_array
 from splitquant.errors import SourceError, TensorError
 from splitquant.plan.plan import Recipe
+from splitquant.storage.resources import Resources
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -148,7 +149,7 @@ def test_files_stay_open_as_long_as_threads_use_them(tmp_path, monkeypatch):
     import time
 
     from splitquant.checkpoint import convert
-    from splitquant.checkpoint.files import TargetFile
+    from splitquant.storage.files import TargetFile
 
     source = write_folder(tmp_path / "m", {f"{i}.weight": normal(i, 64, 64) for i in range(4)})
     running, late = [], []

@@ -21,10 +21,11 @@ from folders import (
     write_folder,
 )
 from splitquant.api import dequantize, dry_run, quantize
-from splitquant.checkpoint import windows
 from splitquant.core.spec import PAPER, QuantSpec
 from splitquant.core.split import quantize_array
 from splitquant.errors import DestinationError, SourceError, SpecError
+from splitquant.format.dtypes import DTYPES
+from splitquant.storage import memory
 
 KINDS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 
@@ -35,10 +36,12 @@ def expected(source, tensors, spec):
     for plan in dry_run(source, spec).quantized:
         array, axis = np.asarray(tensors[plan.name]), plan.role.axis
         if plan.role.stack:
-            values = np.stack([quantize_array(part, plan.spec, axis - 1).dequantize(plan.kind) for part in array])
+            values = np.stack(
+                [quantize_array(part, plan.spec, axis - 1).dequantize(DTYPES[plan.dtype].kind) for part in array]
+            )
         else:
-            values = quantize_array(array, plan.spec, axis).dequantize(plan.kind)
-        found[plan.name] = Raw(KINDS[plan.kind], array.shape, np.ascontiguousarray(values).tobytes())
+            values = quantize_array(array, plan.spec, axis).dequantize(DTYPES[plan.dtype].kind)
+        found[plan.name] = Raw(KINDS[DTYPES[plan.dtype].kind], array.shape, np.ascontiguousarray(values).tobytes())
     return found
 
 
@@ -84,8 +87,8 @@ def test_windows_do_not_change_the_bytes(tmp_path, monkeypatch, nbytes):
     """However tensors are cut into windows, every file is the same."""
     quantize(tiny_sharded(tmp_path / "m"), tmp_path / "q")
     dequantize(tmp_path / "q", tmp_path / "whole")
-    monkeypatch.setattr(windows, "WINDOW_BYTES", nbytes)
-    monkeypatch.setattr(windows, "WHOLE_BYTES", nbytes)
+    monkeypatch.setattr(memory, "WINDOW_BYTES", nbytes)
+    monkeypatch.setattr(memory, "WHOLE_BYTES", nbytes)
     dequantize(tmp_path / "q", tmp_path / "cut")
     assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
 

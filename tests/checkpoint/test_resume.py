@@ -16,9 +16,9 @@ import pytest
 from folders import CONFIG, normal, read_folder, tiny_sharded, tree, write_sharded
 from splitquant.api import dequantize, quantize
 from splitquant.checkpoint import convert, restore
-from splitquant.checkpoint.convert import Resources
 from splitquant.core.spec import PAPER, QuantSpec
 from splitquant.errors import DestinationError
+from splitquant.storage.resources import Resources
 
 SRC = Path(convert.__file__).parents[2]
 

@@ -18,9 +18,9 @@ from splitquant.checkpoint.safetensors import (
     Entry,
     build_header,
     read_header,
-    tensor_bytes,
 )
 from splitquant.errors import SourceError
+from splitquant.format.dtypes import DTYPES
 
 laws = settings(max_examples=100, deadline=None, derandomize=True)
 
@@ -200,7 +200,7 @@ def test_no_damage_gives_anything_but_source_error(tmp_path_factory, flips, cut,
         return
     end = 8 + int.from_bytes(data[:8], "little")
     for entry in header.entries:
-        assert (entry.start, entry.nbytes) == (end, tensor_bytes(entry.dtype, entry.shape))
+        assert (entry.start, entry.nbytes) == (end, DTYPES[entry.dtype].nbytes(entry.shape))
         end += entry.nbytes
     assert end == len(data)
 
@@ -241,15 +241,15 @@ def test_no_json_gives_anything_but_source_error(tmp_path_factory, table, size):
 
 def test_sub_byte_dtypes_are_packed():
     """Sub-byte tensors take their bits."""
-    assert tensor_bytes("F4", (3, 2)) == 3
-    assert tensor_bytes("F6_E2M3", (2, 2)) == 3
-    assert tensor_bytes("F64", (0, 10**30)) == 0
+    assert DTYPES["F4"].nbytes((3, 2)) == 3
+    assert DTYPES["F6_E2M3"].nbytes((2, 2)) == 3
+    assert DTYPES["F64"].nbytes((0, 10**30)) == 0
 
 
 def test_every_known_dtype_round_trips(tmp_path):
     """Every dtype of the table is read back as it was written, and the official library agrees about its size."""
     shape = (4, 2)
-    tensors = {f"t.{dtype}": Raw(dtype, shape, b"\0" * tensor_bytes(dtype, shape)) for dtype in DTYPE_BITS}
+    tensors = {f"t.{dtype}": Raw(dtype, shape, b"\0" * DTYPES[dtype].nbytes(shape)) for dtype in DTYPE_BITS}
     path = tmp_path / "x.safetensors"
     path.write_bytes(safetensors_bytes(tensors))
     assert {entry.name: (entry.dtype, entry.shape) for entry in read_header(path).entries} == {

@@ -27,10 +27,10 @@ from folders import (
     write_folder,
 )
 from splitquant.api import dequantize, quantize, verify
-from splitquant.checkpoint import windows
 from splitquant.checkpoint.quantized import open_quantized
 from splitquant.core.spec import PAPER, QuantSpec
 from splitquant.errors import SourceError, SplitQuantError, VerifyError
+from splitquant.storage import memory
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 EXPERT = "model.layers.0.mlp.experts.gate_up_proj"
@@ -119,7 +119,7 @@ def test_other_axes_pass(tmp_path, model_type, monkeypatch):
     source = write_folder(tmp_path / "m", tensors, config={"model_type": model_type})
     quantize(source, tmp_path / "q")
     verify(source, tmp_path / "q")
-    monkeypatch.setattr(windows, "WINDOW_BYTES", 5000)
+    monkeypatch.setattr(memory, "WINDOW_BYTES", 5000)
     verify(source, tmp_path / "q")
 
 
@@ -127,7 +127,7 @@ def test_sharded_output_passes(tmp_path, monkeypatch):
     """Sharded folders are verified; windows do not matter."""
     source = tiny_sharded(tmp_path / "m")
     quantize(source, tmp_path / "q")
-    monkeypatch.setattr(windows, "WINDOW_BYTES", 3000)
+    monkeypatch.setattr(memory, "WINDOW_BYTES", 3000)
     assert verify(source, tmp_path / "q").tensors == len(tiny_tensors())
 
 

@@ -16,7 +16,7 @@ CORE = Path(splitquant.core.__path__[0])
 PLAN = Path(splitquant.plan.__path__[0])
 ALLOWED = {
     CORE: {"numpy", "splitquant.core", "splitquant.errors", "splitquant._native"},
-    PLAN: {"numpy", "splitquant.core", "splitquant.plan", "splitquant.errors"},
+    PLAN: {"numpy", "splitquant.core", "splitquant.format", "splitquant.plan", "splitquant.errors"},
 }
 FILES = sorted((folder, file) for folder in ALLOWED for file in folder.rglob("*.py"))
 

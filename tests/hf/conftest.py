@@ -13,7 +13,7 @@ import pytest
 
 import splitquant
 from splitquant.core.split import quantize_array
-from splitquant.plan.table import parse_table
+from splitquant.format.config import parse_table
 
 # Without the extra 'hf' nothing here can be imported: this file imports it only inside of functions.
 if not all(find_spec(need) for need in ("torch", "transformers", "safetensors")):

@@ -13,8 +13,8 @@ from splitquant.core.rows import pack_row_scale
 from splitquant.core.spec import EMBEDDING, QuantSpec
 from splitquant.core.split import level_planes, quantize_array
 from splitquant.errors import SpecError
+from splitquant.format.planes import geometry, planes_of
 from splitquant.plan.plan import Recipe, plan_tensors
-from splitquant.plan.planes import geometry, planes_of
 
 SIZES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "U8": 1}
 
@@ -76,18 +76,18 @@ def test_sums():
 def test_kept_tensors_keep_name_and_size():
     """A kept tensor has no planes and its own bytes."""
     kept = planned()[NORM]
-    assert (kept.planes, kept.stored_names, kept.stored_bytes) == ((), (NORM,), kept.nbytes)
+    assert (kept.stored, kept.stored_bytes) == ([(NORM, kept.dtype, kept.shape)], kept.nbytes)
 
 
 def test_stored_names():
     """A quantized tensor is stored as its planes, each under the tensor's name."""
     plan = planned()
-    assert plan[UP].stored_names == tuple(
+    assert [name for name, _, _ in plan[UP].stored] == [
         f"{UP}.{p}" for p in ("codes", "clusters", "scale", "offset", "row_scale", "shape")
-    )
-    assert f"{EMBED}.clusters" not in plan[EMBED].stored_names
+    ]
+    assert f"{EMBED}.clusters" not in [name for name, _, _ in plan[EMBED].stored]
     tensor = planned(Recipe(QuantSpec(granularity="tensor")))[UP]
-    assert f"{UP}.row_scale" not in tensor.stored_names
+    assert f"{UP}.row_scale" not in [name for name, _, _ in tensor.stored]
 
 
 def test_bytes_by_hand():
@@ -209,7 +209,7 @@ def test_model_type_reaches_the_roles():
     header = Header("transformer.h.0.mlp.c_fc.weight", (128, 512))
     plan = planned(tensors=(header,), config={"model_type": "gpt2"})[header.name]
     assert plan.role.axis == 1
-    assert plan.planes[0].shape == (512, 64)
+    assert plan.weight(plan.spec).planes[0].shape == (512, 64)
 
 
 NUMPY = {"U8": np.uint8, "BF16": np.uint16, "F16": np.float16, "F32": np.float32, "I64": np.int64}
@@ -289,4 +289,4 @@ def test_geometry(case):
 )
 def test_kind_of_a_plan(dtype, kind):
     """float64 is read as float32, fp8 as bf16."""
-    assert planned(tensors=(Header(UP, (256, 128), dtype),))[UP].kind == kind
+    assert planned(tensors=(Header(UP, (256, 128), dtype),))[UP].weight(QuantSpec()).kind == kind

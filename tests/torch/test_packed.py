@@ -15,10 +15,11 @@ from torch.nn import functional  # noqa: E402
 from splitquant.core.spec import EMBEDDING, PAPER, QuantSpec  # noqa: E402
 from splitquant.core.split import quantize_array  # noqa: E402
 from splitquant.errors import TensorError  # noqa: E402
+from splitquant.format.weight import Weight  # noqa: E402
 from splitquant.torch import PackedWeight  # noqa: E402
 from splitquant.torch.decode import decode, decode_with_torch  # noqa: E402
 from splitquant.torch.layers import attach, can_carry, packed_weights, unpack_all  # noqa: E402
-from splitquant.torch.packing import Packing, planes_from, to_numpy  # noqa: E402
+from splitquant.torch.packing import check_planes, planes_from, to_numpy  # noqa: E402
 
 SPECS = [
     QuantSpec(),
@@ -255,8 +256,8 @@ def test_stacked(axis):
     parts = [quantize_array(matrix.numpy(), spec, axis - 1) for matrix in weight]
     names = planes_from(parts[0])
     planes = {name: torch.stack([planes_from(part)[name] for part in parts]) for name in names}
-    packing = Packing((3, 8, 12), axis, spec, "fp32", stack=True)
-    packing.check("x", {**planes, "shape": torch.tensor([3, 8, 12])})
+    packing = Weight((3, 8, 12), axis, spec, "fp32", stack=True)
+    check_planes("x", packing, {**planes, "shape": torch.tensor([3, 8, 12])})
     assert np.array_equal(decode(planes, packing).numpy(), np.stack([part.dequantize() for part in parts]))
 
 

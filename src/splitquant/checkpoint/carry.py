@@ -8,20 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 from splitquant.checkpoint.folder import Folder
+from splitquant.format.config import table_to_dict
 from splitquant.plan.plan import Plan
-from splitquant.plan.table import Entry, table_to_dict
 from splitquant.report.outcome import Report
 
 
 def quantization_config(plan: Plan) -> dict[str, Any]:
     """The `quantization_config` of a plan; normative text: docs/format.md, section 2."""
-    return table_to_dict(
-        {
-            tensor.name: Entry(tensor.spec, tensor.kind, tensor.role.axis, tensor.role.stack)
-            for tensor in plan.quantized
-            if tensor.spec is not None
-        }
-    )
+    return table_to_dict({tensor.name: tensor.weight(tensor.spec) for tensor in plan.quantized if tensor.spec})
 
 
 def config_text(folder: Folder, plan: Plan) -> str:
@@ -32,7 +26,7 @@ def config_text(folder: Folder, plan: Plan) -> str:
 def index_text(folder: Folder, plan: Plan) -> str:
     """The safetensors index of the output: the same shards, with the stored tensors in them."""
     home = folder.shard_of
-    weight_map = {name: home[tensor.name] for tensor in plan.tensors for name in tensor.stored_names}
+    weight_map = {name: home[tensor.name] for tensor in plan.tensors for name, _, _ in tensor.stored}
     metadata = {**folder.index_metadata, "total_size": plan.stored_bytes}
     return _json({"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
 

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import re
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from splitquant import __version__
 from splitquant.checkpoint.carry import config_text, index_text, report_pieces
-from splitquant.checkpoint.files import Buffers, SourceFile, TargetFile
 from splitquant.checkpoint.folder import Folder, Shard, open_folder
 from splitquant.checkpoint.safetensors import Entry, build_header
 from splitquant.checkpoint.tensor import Streams, is_cut, transform_tensor
-from splitquant.checkpoint.windows import DEFAULT_MAX_MEMORY, MIB, MemoryBudget, most_threads
-from splitquant.checkpoint.workplace import Workplace, check_destination, check_room
 from splitquant.core.kernels import kernels
 from splitquant.errors import SourceError
+from splitquant.format.config import FORMAT_VERSION
 from splitquant.plan.plan import Plan, Recipe, TensorPlan, plan_tensors
-from splitquant.plan.table import FORMAT_VERSION
 from splitquant.report.card import CARD_NAME, model_card, original_card_name
 from splitquant.report.outcome import REPORT_NAME, Report, Run, TensorOutcome
+from splitquant.storage.files import SourceFile, TargetFile
+from splitquant.storage.memory import MIB, Buffers, MemoryBudget
+from splitquant.storage.resources import Resources, peak_memory_bytes
+from splitquant.storage.workplace import Workplace, check_destination, check_room
 
 _MARKS = (
     "weight_scale_inv",
@@ -40,20 +37,6 @@ _MARKS = (
     ".SCB",
 )
 _SMALL_FILES_BYTES = 64 * MIB  # room for what is written beside the tensors
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What a run may use: peak memory of the process, threads (0: one per processor, as far as memory allows), and whether it may replace a folder."""
-
-    max_memory_bytes: int = DEFAULT_MAX_MEMORY
-    threads: int = 0
-    force: bool = False
-
-    def budget(self, tensors: int = 0) -> MemoryBudget:
-        """The checked memory budget for a folder of so many tensors."""
-        threads = self.threads or min(processors(), most_threads(self.max_memory_bytes))
-        return MemoryBudget(self.max_memory_bytes, threads, tensors)
 
 
 def open_float_folder(source: Path) -> Folder:
@@ -126,34 +109,9 @@ def apply_plan(
     return replace(report, run=run)
 
 
-def processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def peak_memory_bytes() -> int:
-    """The largest resident memory of this process so far.
-
-    Linux carries getrusage's figure over from the parent through fork and exec, so the process's own status comes first.
-    """
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return int(re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)[1]) * 1024  # type: ignore[index]
-    except (OSError, TypeError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-
-
-def stored_tensors(plan: TensorPlan) -> list[tuple[str, str, tuple[int, ...]]]:
-    """The (name, dtype, shape) of everything that a tensor becomes in the output."""
-    if plan.spec is None:
-        return [(plan.name, plan.dtype, plan.shape)]
-    return [(f"{plan.name}.{plane.name}", plane.dtype, plane.shape) for plane in plan.planes]
-
-
 def shard_header(shard: Shard, plans: Mapping[str, TensorPlan]) -> tuple[bytes, list[Entry]]:
     """The header of a shard of the output, and the places of its tensors."""
-    stored = [item for entry in shard.entries for item in stored_tensors(plans[entry.name])]
+    stored = [item for entry in shard.entries for item in plans[entry.name].stored]
     return build_header(stored, shard.metadata or {"format": "pt"})
 
 

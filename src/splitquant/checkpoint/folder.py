@@ -5,7 +5,6 @@ Only headers are read; the model class is never built, so any architecture will 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 
 from splitquant.checkpoint.safetensors import Entry, read_header
 from splitquant.errors import SourceError
+from splitquant.storage.json_file import read_json
 
 SINGLE = "model.safetensors"
 # The same weights in other formats; in a quantized folder they would only be float weights again.
@@ -106,19 +106,6 @@ def open_folder(path: Path) -> Folder:
         other_files=tuple(name for name in files if name not in claimed and not _is_copy(name)),
         left_out=tuple(name for name in files if name not in claimed and _is_copy(name)),
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; SourceError where it is none."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or an endless integer
-        raise SourceError(f"{path}: is not JSON ({error}); download or export it again") from error
-    if not isinstance(data, dict):
-        raise SourceError(f"{path}: holds a JSON {type(data).__name__}; expected an object")
-    return data
 
 
 def _is_copy(name: str) -> bool:

@@ -16,19 +16,20 @@ from math import fsum
 
 import numpy as np
 
-from splitquant.checkpoint.decode import as_window, window_bytes_per_weight
-from splitquant.checkpoint.files import Buffers, SourceFile
 from splitquant.checkpoint.folder import Folder
-from splitquant.checkpoint.windows import MemoryBudget
 from splitquant.core.arrays import I64, Matrix
 from splitquant.core.error import NO_ERROR, ErrorFigures, figures_of
 from splitquant.core.passes import Sink, Windows, encoded, held, solved
 from splitquant.core.rows import to_matrix
 from splitquant.core.spec import QuantSpec
 from splitquant.errors import TensorError, tensor_error
+from splitquant.format.decode import as_window
+from splitquant.format.dtypes import DTYPES
+from splitquant.format.planes import Geometry, geometry
 from splitquant.plan.candidates import Options
 from splitquant.plan.plan import TensorPlan
-from splitquant.plan.planes import Geometry, geometry
+from splitquant.storage.files import SourceFile
+from splitquant.storage.memory import Buffers, MemoryBudget
 
 SAMPLE_WEIGHTS = 1 << 20
 _MATRICES = 8  # of a stack that is sampled
@@ -103,7 +104,7 @@ class _Reader:
             if g.axis == 0:
                 yield self._rows(at, sample.rows, matrix_bytes // g.rows, g.cols)
                 continue
-            weight_bytes = window_bytes_per_weight(tensor.dtype) + tensor.nbytes // max(1, tensor.weights)
+            weight_bytes = DTYPES[tensor.dtype].window_bytes + tensor.nbytes // max(1, tensor.weights)
             what = f"{self.source.path}: tensor {tensor.name!r}"
             budget.windows(what, g.rows, g.cols * weight_bytes, can_be_cut=False)
             raw = self.buffers.get("raw", matrix_bytes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +9,7 @@ from math import ceil, fsum
 from pathlib import Path
 from typing import Any
 
-from splitquant.checkpoint.convert import Resources, open_float_folder, plan_folder
+from splitquant.checkpoint.convert import open_float_folder, plan_folder
 from splitquant.checkpoint.folder import Folder
 from splitquant.checkpoint.measure import measure_folder
 from splitquant.checkpoint.size import folder_bytes, side_bytes
@@ -24,6 +23,8 @@ from splitquant.plan.plan import Plan, Recipe, TensorPlan, refuse_clashes
 from splitquant.plan.saved import plan_from_dict
 from splitquant.plan.targets import target_of
 from splitquant.plan.weighting import Weighting, importances
+from splitquant.storage.json_file import read_edited_json
+from splitquant.storage.resources import Resources
 
 KEPT = "kept by the size target"
 _SMALLEST = QuantSpec(bits=2, clusters=1, granularity="tensor")  # what this does not shrink, nothing does
@@ -244,34 +245,6 @@ def read_plan(source: Path, file: Path) -> tuple[Folder, Plan]:
     """A folder and the plan for it that a file holds; SpecError where the file does not fit."""
     folder = open_float_folder(source)
     headers = (entry for shard in folder.shards for entry in shard.entries)
-    plan = plan_from_dict(read_object(file), headers, folder.config, str(file))
+    plan = plan_from_dict(read_edited_json(file), headers, folder.config, str(file))
     refuse_clashes(plan)
     return folder, plan
-
-
-class _RepeatedKeyError(ValueError):
-    """A JSON object has a key twice."""
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise _RepeatedKeyError(key)
-        found[key] = value
-    return found
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """A JSON object that somebody wrote or edited; SpecError where it is none."""
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
-    except OSError as error:
-        raise SpecError(f"{file}: cannot be read ({error.strerror or error})") from error
-    except _RepeatedKeyError as error:
-        raise SpecError(f"{file}: has the key {error.args[0]!r} twice; leave one of them") from None
-    except (ValueError, RecursionError) as error:
-        raise SpecError(f"{file}: is not JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise SpecError(f"{file}: holds a JSON {type(data).__name__}; expected an object")
-    return data

@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from splitquant import __version__
-from splitquant.checkpoint.files import TargetFile
 from splitquant.checkpoint.folder import Folder, Shard
 from splitquant.checkpoint.quantized import QuantizedFolder, open_quantized
 from splitquant.checkpoint.safetensors import Entry, build_header
-from splitquant.checkpoint.windows import MIB, MemoryBudget
-from splitquant.checkpoint.workplace import Workplace, check_destination, check_room
 from splitquant.core.rows import from_matrix
-from splitquant.plan.planes import SAFETENSORS_DTYPE
+from splitquant.format.dtypes import DTYPE_OF_KIND
+from splitquant.format.planes import plane_key
 from splitquant.report.card import CARD_NAME, source_card
 from splitquant.report.outcome import REPORT_NAME
+from splitquant.storage.files import TargetFile
+from splitquant.storage.memory import MIB, MemoryBudget
+from splitquant.storage.workplace import Workplace, check_destination, check_room
 
 READ_BYTES = 8 * MIB
 
@@ -67,9 +68,9 @@ def _outputs(quantized: QuantizedFolder, shard: Shard) -> list[tuple[str, str, t
     names = {entry.name for entry in shard.entries}
     kept = [(entry.name, entry.dtype, entry.shape) for name, entry in quantized.kept.items() if name in names]
     stored = [
-        (tensor.name, SAFETENSORS_DTYPE[tensor.kind], tensor.shape)
-        for tensor in quantized.tensors.values()
-        if f"{tensor.name}.codes" in names
+        (name, DTYPE_OF_KIND[weight.kind].name, weight.shape)
+        for name, weight in quantized.tensors.items()
+        if plane_key(name, "codes") in names
     ]
     return kept + stored
 
@@ -85,11 +86,11 @@ def _restore(
             advance(raw.nbytes)
         return
     g = stored.geometry
-    what = f"{quantized.folder.path}: tensor {stored.name!r}"
+    what = f"{quantized.folder.path}: tensor {entry.name!r}"
     matrix_bytes = entry.nbytes // g.count
     for index in range(g.count):
         for first, last in budget.windows(what, g.rows, 12 * g.cols, can_be_cut=g.axis == 0):
-            matrix = quantized.rows(stored, index, first, last).dequantize(stored.kind)
+            matrix = quantized.rows(entry.name, index, first, last).dequantize(stored.kind)
             values = matrix if g.axis == 0 else from_matrix(matrix, g.matrix_shape, g.axis)
             raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
             target.write(raw, entry.start + index * matrix_bytes + first * (matrix_bytes // g.rows))

@@ -16,14 +16,9 @@ from types import MappingProxyType
 from typing import Any
 
 from splitquant.errors import SourceError
+from splitquant.format.dtypes import DTYPES
 
-DTYPE_BITS: Mapping[str, int] = MappingProxyType(
-    {
-        "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "C64": 64,
-        "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
-        "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
-    }
-)  # fmt: skip
+DTYPE_BITS: Mapping[str, int] = MappingProxyType({name: d.bits for name, d in DTYPES.items() if d.safetensors})
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 LENGTH_BYTES = 8
 LARGEST_SIZE = 2**63 - 1
@@ -46,11 +41,6 @@ class Header:
 
     entries: tuple[Entry, ...]
     metadata: Mapping[str, str]
-
-
-def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
-    """How many bytes a tensor takes; sub-byte dtypes are packed."""
-    return -(-math.prod(shape) * DTYPE_BITS[dtype] // 8)
 
 
 def read_header(path: Path) -> Header:
@@ -109,7 +99,7 @@ def _entry(path: Path, name: str, item: Any, data_start: int) -> Entry:
         raise _damaged(path, f"tensor {name!r} has the data_offsets {offsets!r}; expected [begin, end]")
     if math.prod(shape) * DTYPE_BITS[dtype] % 8:
         raise _damaged(path, f"tensor {name!r} of {dtype} and shape {shape} ends inside a byte")
-    expected = tensor_bytes(dtype, shape)
+    expected = DTYPES[dtype].nbytes(shape)
     if expected > LARGEST_SIZE:
         raise _damaged(path, f"tensor {name!r} has a shape of more bytes than a file can have")
     if offsets[1] - offsets[0] != expected:
@@ -156,7 +146,7 @@ def build_header(
     table: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     position, spans = 0, []
     for name, dtype, shape in ordered:
-        nbytes = tensor_bytes(dtype, shape)
+        nbytes = DTYPES[dtype].nbytes(shape)
         table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + nbytes]}
         spans.append((position, nbytes))
         position += nbytes

@@ -8,10 +8,11 @@ from functools import lru_cache
 from typing import Any
 
 from splitquant.checkpoint.carry import config_text, index_text, report_pieces
-from splitquant.checkpoint.convert import shard_header, stored_tensors
+from splitquant.checkpoint.convert import shard_header
 from splitquant.checkpoint.folder import Folder
 from splitquant.checkpoint.safetensors import build_header
 from splitquant.core.error import ErrorFigures
+from splitquant.format.dtypes import DTYPES
 from splitquant.plan.plan import Plan, TensorPlan
 from splitquant.report.card import CARD_NAME, model_card, original_card_name
 from splitquant.report.outcome import REPORT_NAME, Report, TensorOutcome, outcome_of
@@ -52,16 +53,16 @@ def side_bytes(folder: Folder, tensor: TensorPlan) -> int:
 
 @lru_cache(1 << 16)
 def _side_bytes(tensor: TensorPlan, shard_bytes: int) -> int:
-    header = build_header(stored_tensors(tensor), {})[0]
+    header = build_header(tensor.stored, {})[0]
     report = json.dumps(_longest(tensor).to_dict(), ensure_ascii=False)
     config = json.dumps(_config_entry(tensor), indent=2) if tensor.spec is not None else ""
-    index = sum(len(name) + shard_bytes + _INDEX_LINE for name in tensor.stored_names) if shard_bytes else 0
+    index = sum(len(name) + shard_bytes + _INDEX_LINE for name, _, _ in tensor.stored) if shard_bytes else 0
     return len(header) + len(report) + len(config) + index
 
 
 def _config_entry(tensor: TensorPlan) -> dict[str, Any]:
     """One tensor as deep in an object as it is in config.json."""
-    entry = {"spec": 10, "dtype": tensor.kind, "axis": tensor.role.axis}
+    entry = {"spec": 10, "dtype": DTYPES[tensor.dtype].kind, "axis": tensor.role.axis}
     return {"": {"": {tensor.name: {**entry, "stack": True} if tensor.role.stack else entry}}}
 
 
@@ -76,4 +77,4 @@ def _shard_bytes(folder: Folder, plan: Plan) -> list[int]:
 
 def _longest(tensor: TensorPlan) -> TensorOutcome:
     figures = None if tensor.spec is None else ErrorFigures(tensor.weights, _LONGEST, _LONGEST, _LONGEST)
-    return outcome_of(tensor, figures, dict.fromkeys(tensor.stored_names, "00000000"))
+    return outcome_of(tensor, figures, dict.fromkeys((name for name, _, _ in tensor.stored), "00000000"))

@@ -12,24 +12,24 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from splitquant.checkpoint.checksum import Checksum, join
-from splitquant.checkpoint.decode import as_window, window_bytes_per_weight
-from splitquant.checkpoint.files import Buffers, SourceFile, TargetFile
 from splitquant.checkpoint.safetensors import Entry
-from splitquant.checkpoint.windows import MIB, MemoryBudget
 from splitquant.core.affine import Grid
 from splitquant.core.arrays import U8, Matrix
 from splitquant.core.error import NO_ERROR, ErrorFigures, ErrorSums, figures_of
-from splitquant.core.floats import kind_of
 from splitquant.core.interface import plane_widths
 from splitquant.core.passes import Encoded, Map, Sink, Windows, count_passes, quantized
 from splitquant.core.rows import pack_row_scale, to_matrix
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import level_planes
 from splitquant.errors import TensorError, tensor_error
+from splitquant.format.decode import as_window
+from splitquant.format.dtypes import DTYPES
+from splitquant.format.planes import Geometry, geometry, plane_key
 from splitquant.plan.plan import TensorPlan
-from splitquant.plan.planes import Geometry, geometry, scale_kind_of
 from splitquant.report.outcome import TensorOutcome, outcome_of
+from splitquant.storage.checksum import Checksum, join
+from splitquant.storage.files import SourceFile, TargetFile
+from splitquant.storage.memory import MIB, Buffers, MemoryBudget
 
 COPY_BYTES = 8 * MIB
 
@@ -112,7 +112,7 @@ def _quantize(
             pieces.setdefault(name, []).append(_put(streams, plan, name, index * values.nbytes, values.view(np.uint8)))
         figures = figures.merge(figures_of(g.rows * g.cols, [window.errors for window in written]))
     pieces["shape"] = [_put(streams, plan, "shape", 0, np.array(plan.shape, "<i8").view(np.uint8))]
-    return {f"{plan.name}.{plane}": join(checksums) for plane, checksums in pieces.items()}, figures
+    return {plane_key(plan.name, plane): join(checksums) for plane, checksums in pieces.items()}, figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ class _Matrix:
         if rows.planes.clusters is not None:
             planes["clusters"] = rows.planes.clusters
         if rows.scales is not None:
-            kind = scale_kind_of(kind_of(rows.x.dtype), self.spec)
+            kind = self.plan.weight(self.spec).scale_kind
             planes["row_scale"] = pack_row_scale(rows.scales.scale, kind).view(np.uint8)
         first = self.index * self.geometry.rows + rows.rows.start
         checksums = {
@@ -166,7 +166,7 @@ class _Matrix:
 
 def _put(streams: Streams, plan: TensorPlan, plane: str, at: int, data: U8) -> Checksum:
     flat = data.reshape(-1)
-    streams.target.write(flat, streams.places[f"{plan.name}.{plane}"].start + at)
+    streams.target.write(flat, streams.places[plane_key(plan.name, plane)].start + at)
     return Checksum.of(flat)
 
 
@@ -174,7 +174,7 @@ def _row_bytes(plan: TensorPlan, spec: QuantSpec, g: Geometry) -> int:
     """Memory that one row takes while it is quantized: as read, as a window, as planes and as row_scales."""
     transposed = 0 if g.axis == 0 else plan.nbytes // max(1, plan.weights)
     return (
-        g.cols * (window_bytes_per_weight(plan.dtype) + transposed)
+        g.cols * (DTYPES[plan.dtype].window_bytes + transposed)
         + sum(plane_widths(g.cols, spec))
         + 12 * spec.groups(g.cols)
         + 32

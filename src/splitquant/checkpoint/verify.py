@@ -9,20 +9,22 @@ from pathlib import Path
 
 import numpy as np
 
-from splitquant.checkpoint.checksum import Checksum, join
-from splitquant.checkpoint.decode import as_window, window_bytes_per_weight
-from splitquant.checkpoint.files import SourceFile
 from splitquant.checkpoint.folder import Folder, open_folder
-from splitquant.checkpoint.quantized import QuantizedFolder, StoredTensor, open_quantized
-from splitquant.checkpoint.windows import MIB, MemoryBudget
+from splitquant.checkpoint.quantized import QuantizedFolder, open_quantized
 from splitquant.core.arrays import Matrix
 from splitquant.core.error import NO_ERROR, ErrorFigures, ErrorSums, figures_of
 from splitquant.core.floats import to_float32
 from splitquant.core.reference import row_errors
 from splitquant.core.rows import to_matrix
 from splitquant.errors import VerifyError
+from splitquant.format.decode import as_window
+from splitquant.format.dtypes import DTYPES
+from splitquant.format.planes import Geometry
 from splitquant.report.card import CARD_NAME
 from splitquant.report.outcome import REPORT_NAME, Report, TensorOutcome
+from splitquant.storage.checksum import Checksum, join
+from splitquant.storage.files import SourceFile
+from splitquant.storage.memory import MIB, MemoryBudget
 
 READ_BYTES = 8 * MIB
 
@@ -51,7 +53,7 @@ def verify_folder(
         if stored is None:
             _check_kept(folder, quantized, outcome.name)
         else:
-            _check_figures(folder, quantized, stored, outcome, budget)
+            _check_figures(folder, quantized, outcome, budget)
         advance(outcome.source_bytes)
     return Verified(report, len(report.tensors), checksums)
 
@@ -76,7 +78,7 @@ def _check_inventory(folder: Folder, quantized: QuantizedFolder, report: Report)
             entry.dtype,
             entry.shape,
             entry.nbytes,
-            kept[name].nbytes if stored is None else sum(plane.nbytes for plane in stored.planes),
+            kept[name].nbytes if stored is None else stored.nbytes,
         )
         if found != (said.outcome, said.spec, said.dtype, said.shape, said.source_bytes, said.stored_bytes):
             raise VerifyError(
@@ -101,7 +103,7 @@ def _same_file(before: Path, after: Path) -> bool:
 
 def _check_checksums(quantized: QuantizedFolder, outcome: TensorOutcome) -> int:
     stored = quantized.tensors.get(outcome.name)
-    names = [outcome.name] if stored is None else [f"{outcome.name}.{plane.name}" for plane in stored.planes]
+    names = [outcome.name] if stored is None else [plane for plane, _, _ in stored.stored(outcome.name)]
     if set(names) != set(outcome.checksums):
         raise VerifyError(
             f"{quantized.folder.path / REPORT_NAME}: tensor {outcome.name!r} has checksums of other planes than it has"
@@ -134,42 +136,36 @@ def _check_kept(folder: Folder, quantized: QuantizedFolder, name: str) -> None:
                 raise VerifyError(f"{quantized.folder.path}: kept tensor {name!r} differs from the source")
 
 
-def _check_figures(
-    folder: Folder, quantized: QuantizedFolder, stored: StoredTensor, outcome: TensorOutcome, budget: MemoryBudget
-) -> None:
-    figures = recomputed_figures(folder, quantized, stored, budget)
+def _check_figures(folder: Folder, quantized: QuantizedFolder, outcome: TensorOutcome, budget: MemoryBudget) -> None:
+    figures = recomputed_figures(folder, quantized, outcome.name, budget)
     if figures != outcome.figures:
         raise VerifyError(
-            f"{quantized.folder.path}: tensor {stored.name!r} has the error figures {figures}; {outcome.figures} were reported: "
+            f"{quantized.folder.path}: tensor {outcome.name!r} has the error figures {figures}; {outcome.figures} were reported: "
             "it does not stand for the source's tensor, or one of the two was changed"
         )
 
 
-def recomputed_figures(
-    folder: Folder, quantized: QuantizedFolder, stored: StoredTensor, budget: MemoryBudget
-) -> ErrorFigures:
+def recomputed_figures(folder: Folder, quantized: QuantizedFolder, name: str, budget: MemoryBudget) -> ErrorFigures:
     """The error figures of a stored tensor against its source, computed from what is on disk."""
-    g, total = stored.geometry, NO_ERROR
-    entry = folder.tensors[stored.name]
-    what = f"{folder.path / folder.shard_of[stored.name]}: tensor {stored.name!r}"
-    row_bytes = g.cols * (
-        window_bytes_per_weight(entry.dtype) + 24
-    )  # weights and decoded ones, their difference, squares
+    g, total = quantized.tensors[name].geometry, NO_ERROR
+    entry = folder.tensors[name]
+    what = f"{folder.path / folder.shard_of[name]}: tensor {name!r}"
+    row_bytes = g.cols * (DTYPES[entry.dtype].window_bytes + 24)  # weights and decoded ones, their difference, squares
     for index in range(g.count):
         errors: list[ErrorSums] = []
         for first, last in budget.windows(what, g.rows, row_bytes, can_be_cut=g.axis == 0):
-            w_hat = quantized.rows(stored, index, first, last).dequantize()
-            errors.append(row_errors(to_float32(_source_rows(folder, stored, index, first, last)), w_hat).sums)
+            w_hat = quantized.rows(name, index, first, last).dequantize()
+            errors.append(row_errors(to_float32(_source_rows(folder, name, g, index, first, last)), w_hat).sums)
         total = total.merge(figures_of(g.rows * g.cols, errors))
     return total
 
 
-def _source_rows(folder: Folder, stored: StoredTensor, index: int, first: int, last: int) -> Matrix:
-    entry, g = folder.tensors[stored.name], stored.geometry
+def _source_rows(folder: Folder, name: str, g: Geometry, index: int, first: int, last: int) -> Matrix:
+    entry = folder.tensors[name]
     matrix_bytes = entry.nbytes // g.count
     row_bytes = matrix_bytes // g.rows
     raw = np.empty((last - first) * row_bytes, np.uint8)
-    with SourceFile(folder.path / folder.shard_of[stored.name]) as file:
+    with SourceFile(folder.path / folder.shard_of[name]) as file:
         file.read_into(raw, entry.start + index * matrix_bytes + first * row_bytes)
     if g.axis == 0:
         return as_window(raw, entry.dtype, last - first, g.cols)

@@ -9,10 +9,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from splitquant.checkpoint.files import destination_error
 from splitquant.checkpoint.planner import Choice
 from splitquant.errors import MissingExtraError, SpecError
 from splitquant.report.summary import decibels, size
+from splitquant.storage.files import destination_error
 
 _WIDTH, _HEIGHT = 60, 12
 PICTURES = (".svg", ".png", ".html")

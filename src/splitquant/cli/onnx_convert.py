@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitquant.checkpoint.convert import Resources
-from splitquant.checkpoint.windows import parse_bytes
 from splitquant.cli.onnx_tables import show_report
 from splitquant.cli.terminal import byte_progress, check_json_target
 from splitquant.onnx.convert import convert
 from splitquant.onnx.options import Options
 from splitquant.onnx.source import data_files_of
 from splitquant.onnx.target import data_path_of
+from splitquant.storage.resources import Resources
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ def run_onnx_convert(job: OnnxJob) -> None:
     check_json_target(job.json_file, job.source, job.output, data_path_of(job.output))
     data = data_files_of(job.source)
     check_json_target(job.json_file, *data)
-    resources = Resources(parse_bytes(job.max_memory), job.threads, job.force)
+    resources = Resources.of(job.max_memory, job.threads, force=job.force)
     title = "splitting" if job.options.format == "float" else "quantizing"
     total = sum(path.stat().st_size for path in (job.source, *data))
     with byte_progress(title, total, quiet=job.quiet) as advance:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitquant.checkpoint.convert import Resources, apply_plan, plan_folder
+from splitquant.checkpoint.convert import apply_plan, plan_folder
 from splitquant.checkpoint.folder import Folder
-from splitquant.checkpoint.planner import Choice, Goal, measure_frontier, read_object, read_plan
-from splitquant.checkpoint.windows import parse_bytes
+from splitquant.checkpoint.planner import Choice, Goal, measure_frontier, read_plan
 from splitquant.cli.terminal import CAN_GO_ON, byte_progress, check_json_target, say, write_json
 from splitquant.core.spec import PAPER, QuantSpec
 from splitquant.core.strategies import Layout, facts_of
@@ -22,6 +21,9 @@ from splitquant.plan.saved import plan_to_dict
 from splitquant.plan.targets import spec_for
 from splitquant.report.outcome import Report, planned_report
 from splitquant.report.summary import size
+from splitquant.storage.json_file import read_edited_json
+from splitquant.storage.memory import parse_bytes
+from splitquant.storage.resources import Resources
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ class Planning:
         return Goal(
             self.target_bits,
             None if self.target_size is None else parse_bytes(self.target_size),
-            weighting if weighting in ("energy", "relative") else read_object(Path(weighting)),
+            weighting if weighting in ("energy", "relative") else read_edited_json(Path(weighting)),
             choices.said(),
             choose_embeddings,
             choices.target,
@@ -135,7 +137,7 @@ def run_quantize(
     verbose: bool,
 ) -> None:
     """Plan, then (unless `dry_run`) apply, with progress; then the table and what to do next."""
-    resources = Resources(parse_bytes(max_memory), threads, force)
+    resources = Resources.of(max_memory, threads, force=force)
     targets = [target for target in (json_file, planning.save_plan, planning.plot) if target is not None]
     if len({target.absolute() for target in targets}) < len(targets):
         raise SpecError("two of --json, --save-plan and --plot are the same file; choose another for one of them")

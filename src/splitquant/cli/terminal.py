@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from splitquant.checkpoint.files import destination_error
 from splitquant.errors import DestinationError, SplitQuantError
+from splitquant.storage.files import destination_error
 
 
 def say(text: str) -> None:

@@ -10,8 +10,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from splitquant.core.spec import QuantSpec
 from splitquant.core.strategies import Layout, Strategy
 from splitquant.errors import SpecError
+from splitquant.format.config import METHOD, parse_table, table_to_dict
+from splitquant.format.weight import Weight
 from splitquant.plan.plan import Recipe, embedding_spec
-from splitquant.plan.table import METHOD, Entry, parse_table, table_to_dict
 
 
 class SplitQuantConfig(QuantizationConfigMixin):  # type: ignore[misc] # transformers is not typed
@@ -49,7 +50,7 @@ class SplitQuantConfig(QuantizationConfigMixin):  # type: ignore[misc] # transfo
             exclude=tuple(exclude),
         )
         self.modules_to_not_convert = list(modules_to_not_convert or ())
-        self.tensors: dict[str, Entry] = {}
+        self.tensors: dict[str, Weight] = {}
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:

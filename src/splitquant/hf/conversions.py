@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
 from transformers.core_model_loading import Concatenate, WeightConverter, WeightRenaming
 
 from splitquant.errors import TensorError
+from splitquant.format.planes import plane_key
+from splitquant.format.weight import Weight
 from splitquant.hf.placing import Places
 from splitquant.hf.routes import Route, Routes
 from splitquant.torch.decode import decode
 from splitquant.torch.packed import PackedWeight
-from splitquant.torch.packing import Packing
+from splitquant.torch.packing import check_planes
 
 _NEVER = r"(?!)"  # matches no name: these conversions look names up in the routes
 DIRECT = "splitquant planes " + _NEVER
@@ -35,20 +37,22 @@ class _Gathering:
     route: Route
     planes: dict[str, Pending] = field(default_factory=dict)
 
-    def read(self) -> tuple[Packing, dict[str, torch.Tensor]]:
+    def read(self) -> tuple[Weight, dict[str, torch.Tensor]]:
         """Wait for the planes and check them; TensorError names the one that is missing or does not fit."""
-        entry, planes = self.route.entry, {name: _read(pending) for name, pending in self.planes.items()}
+        weight, planes = self.route.weight, {name: _read(pending) for name, pending in self.planes.items()}
         if "shape" not in planes:
-            raise TensorError(f"tensor '{self.route.name}.shape' is missing; the folder is incomplete: copy it again")
-        shape = tuple(planes["shape"].tolist())
-        if not int(entry.stack) <= entry.axis < len(shape):
             raise TensorError(
-                f"tensor {self.route.name!r} has shape {list(shape)} and, in config.json, axis {entry.axis}; "
+                f"tensor {plane_key(self.route.name, 'shape')!r} is missing; the folder is incomplete: copy it again"
+            )
+        shape = tuple(planes["shape"].tolist())
+        if weight.axis >= len(shape):
+            raise TensorError(
+                f"tensor {self.route.name!r} has shape {list(shape)} and, in config.json, axis {weight.axis}; "
                 "quantize the model again"
             )
-        packing = Packing(shape, entry.axis, entry.spec, entry.kind, entry.stack)
-        packing.check(self.route.name, planes)
-        return packing, planes
+        weight = replace(weight, shape=shape)
+        check_planes(self.route.name, weight, planes)
+        return weight, planes
 
 
 def _read(pending: Pending) -> torch.Tensor:
@@ -140,10 +144,10 @@ class PlaneConverter(WeightConverter):  # type: ignore[misc]
         return collected
 
     def _dequantized(self, gathering: _Gathering) -> torch.Tensor:
-        packing, planes = gathering.read()
+        weight, planes = gathering.read()
         self.routes.arrived.add(gathering.route.name)
         self.routes.unpacked.append(gathering.route.name)
-        return decode(planes, packing, self.dtype)
+        return decode(planes, weight, self.dtype)
 
     def convert(
         self,
@@ -187,23 +191,23 @@ class DirectConverter(PlaneConverter):
         """Put the planes into their layer and return nothing, or return the dequantized parameter."""
         del model, config, hf_quantizer
         (gathering,) = self.gatherings.values()
-        packing, planes = gathering.read()
+        weight, planes = gathering.read()
         name = gathering.route.name
         places = self.places()
         self.routes.arrived.add(name)
         self.routes.missing_keys = loading_info.missing_keys
         dtype = self.dtype or places.dtype_of(layer_name)
-        if not packing.stack and places.can_take(layer_name, packing.shape):
+        if not weight.stack and places.can_take(layer_name, weight.shape):
             planes.pop("shape")
-            places.put(layer_name, PackedWeight(planes, packing, dtype), loading_info.missing_keys)
+            places.put(layer_name, PackedWeight(planes, weight, dtype), loading_info.missing_keys)
             return {}
         expected = places.shape_of(layer_name)
-        if packing.shape != expected:
+        if weight.shape != expected:
             loading_info.missing_keys.discard(layer_name)
-            loading_info.mismatched_keys.add((layer_name, torch.Size(packing.shape), torch.Size(expected)))
+            loading_info.mismatched_keys.add((layer_name, torch.Size(weight.shape), torch.Size(expected)))
             return {}
         self.routes.unpacked.append(name)
-        return {layer_name: decode(planes, packing, dtype)}
+        return {layer_name: decode(planes, weight, dtype)}
 
 
 def _in_dtype(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from splitquant.errors import MissingExtraError, SourceError
+from splitquant.format.config import METHOD, parse_table
 from splitquant.hf.register import failure_text, install, registration_failure
-from splitquant.plan.table import METHOD, parse_table
 
 
 def load(directory: str | Path, *, tokenizer: bool = False, model_class: Any = None, **kwargs: Any) -> Any:

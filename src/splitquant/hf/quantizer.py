@@ -10,11 +10,12 @@ import torch
 from transformers.quantizers.base import HfQuantizer
 
 from splitquant.errors import SourceError, TensorError
+from splitquant.format.planes import PLANE_NAMES, plane_key
 from splitquant.hf.config import SplitQuantConfig
 from splitquant.hf.conversions import PlaneConverter, with_routes
 from splitquant.hf.onload import QuantizeOnLoad, decide
 from splitquant.hf.placing import Places, forget
-from splitquant.hf.routes import PLANE_NAMES, Route, Routes, find_routes, ways_of
+from splitquant.hf.routes import Route, Routes, find_routes, ways_of
 from splitquant.hf.saving import state_and_table
 from splitquant.hf.sources import headers_of
 from splitquant.plan.plan import TensorPlan
@@ -56,7 +57,9 @@ class SplitQuantizer(HfQuantizer):  # type: ignore[misc] # transformers is not t
             return weight_conversions  # an adapter is being loaded into a finished model
         headers = headers_of(self.files, model)
         tensors = self.quantization_config.tensors if self.pre_quantized else {}
-        names = {header.name for header in headers} - {f"{name}.{plane}" for name in tensors for plane in PLANE_NAMES}
+        names = {header.name for header in headers} - {
+            plane_key(name, plane) for name in tensors for plane in PLANE_NAMES
+        }
         ways, self.used = ways_of(names | set(tensors), weight_conversions, model)
         self.conversions = weight_conversions
         self.renamed = {
@@ -151,7 +154,7 @@ class SplitQuantizer(HfQuantizer):  # type: ignore[misc] # transformers is not t
         for route in routes.by_name.values():
             if route.target is not None and route.name not in routes.arrived:
                 raise SourceError(
-                    f"tensor '{route.name}.codes' is missing and config.json announces it; the folder is incomplete: copy it again"
+                    f"tensor {plane_key(route.name, 'codes')!r} is missing and config.json announces it; the folder is incomplete: copy it again"
                 )
         lost = [route for route in routes.by_name.values() if route.target is None and not _ignored(model, route.name)]
         if len(lost) == len(routes.by_name) > 0:

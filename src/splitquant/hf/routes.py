@@ -18,10 +18,8 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-from splitquant.plan.table import Entry
-from splitquant.torch.packed import PLANES
-
-PLANE_NAMES = (*PLANES, "shape")
+from splitquant.format.planes import PLANE_NAMES, plane_key
+from splitquant.format.weight import Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +31,7 @@ class Route:
     """
 
     name: str
-    entry: Entry
+    weight: Weight
     target: str | None
     pattern: str = ""
 
@@ -44,7 +42,7 @@ class Routes:
     def __init__(self, routes: Iterable[Route]) -> None:
         self.by_name = {route.name: route for route in routes}
         self.by_key = {
-            f"{route.name}.{plane}": (route, plane) for route in self.by_name.values() for plane in PLANE_NAMES
+            plane_key(route.name, plane): (route, plane) for route in self.by_name.values() for plane in PLANE_NAMES
         }
         self.arrived: set[str] = set()
         self.unpacked: list[str] = []  # loaded, but as float parameters
@@ -79,11 +77,11 @@ def ways_of(names: Iterable[str], conversions: list[Any], model: Any) -> tuple[d
     return ways, {index for index, conversion in enumerate(copies) if conversion.was_used()}
 
 
-def find_routes(tensors: Mapping[str, Entry], ways: Mapping[str, tuple[str, str]], model: Any) -> Routes:
+def find_routes(tensors: Mapping[str, Weight], ways: Mapping[str, tuple[str, str]], model: Any) -> Routes:
     """The routes of a folder's quantized tensors; `ways` must know all of their names."""
     state = model.state_dict()
     routes = []
-    for name, entry in tensors.items():
+    for name, weight in tensors.items():
         target, pattern = ways[name]
-        routes.append(Route(name, entry, target if target in state else None, pattern))
+        routes.append(Route(name, weight, target if target in state else None, pattern))
     return Routes(routes)

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from transformers.core_model_loading import WeightConverter, WeightRenaming
 
-from splitquant.plan.table import Entry
+from splitquant.format.planes import plane_key
+from splitquant.format.weight import Weight
 from splitquant.torch.layers import packed_weights
 from splitquant.torch.packed import PackedWeight
 
 logger = logging.getLogger(__name__)
 
 
-def state_and_table(model: Any, home: dict[str, str]) -> tuple[dict[str, torch.Tensor], dict[str, Entry]]:
+def state_and_table(model: Any, home: dict[str, str]) -> tuple[dict[str, torch.Tensor], dict[str, Weight]]:
     """The state_dict to save (a shared weight once, under the name it came by) and the table of its packed weights.
 
     transformers turns the names, and merged tensors, back into those of the checkpoint afterwards. A packed weight that
@@ -23,7 +24,7 @@ def state_and_table(model: Any, home: dict[str, str]) -> tuple[dict[str, torch.T
     """
     state = model.state_dict()
     names = _FileNames(model)
-    table: dict[str, Entry] = {}
+    table: dict[str, Weight] = {}
     floats = []
     for name, packed in packed_weights(model):
         planes = {
@@ -37,8 +38,7 @@ def state_and_table(model: Any, home: dict[str, str]) -> tuple[dict[str, torch.T
             state[name] = packed.dequantize()
             continue
         state.update(planes)
-        packing = packed.packing
-        table[stored] = Entry(packing.spec, packing.kind, packing.axis)
+        table[stored] = packed.packing
     if floats:
         logger.warning("saved as floats, since the checkpoint's form merges them with others: %s", ", ".join(floats))
     return state, table
@@ -58,10 +58,10 @@ class _FileNames:
 
     def of(self, name: str) -> str | None:
         """The name in the file; None where planes cannot take the way of the weight."""
-        if self._is_converted(name) or self._is_converted(f"{name}.codes"):
+        if self._is_converted(name) or self._is_converted(plane_key(name, "codes")):
             return None
         stored = self._renamed(name)
-        return stored if self._renamed(f"{name}.codes") == f"{stored}.codes" else None
+        return stored if self._renamed(plane_key(name, "codes")) == plane_key(stored, "codes") else None
 
     def _is_converted(self, name: str) -> bool:
         return any(converter.rename_source_key(name)[1] is not None for converter in self.converters)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 from safetensors import safe_open
 
-from splitquant.plan.planes import SAFETENSORS_DTYPE
-from splitquant.torch.packing import KIND_OF_DTYPE
-
-_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "BF16": 16, "F16": 16, "I16": 16, "U16": 16}
+from splitquant.format.dtypes import DTYPE_OF_KIND, DTYPES
+from splitquant.torch.packing import KIND_OF_TORCH
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +23,7 @@ class Header:
     @property
     def nbytes(self) -> int:
         """Its size in the file."""
-        return prod(self.shape) * _BITS.get(self.dtype, 8) // 8
+        return DTYPES[self.dtype].nbytes(self.shape)
 
 
 def headers_of(checkpoint_files: Iterable[Any] | None, model: Any) -> list[Header]:
@@ -35,9 +32,9 @@ def headers_of(checkpoint_files: Iterable[Any] | None, model: Any) -> list[Heade
     if files and all(file.endswith(".safetensors") for file in files):
         return [header for file in files for header in _file_headers(file)]
     return [
-        Header(name, SAFETENSORS_DTYPE[KIND_OF_DTYPE[parameter.dtype]], tuple(parameter.shape))
+        Header(name, DTYPE_OF_KIND[KIND_OF_TORCH[parameter.dtype]].name, tuple(parameter.shape))
         for name, parameter in model.named_parameters()
-        if parameter.dtype in KIND_OF_DTYPE and name not in model.all_tied_weights_keys
+        if parameter.dtype in KIND_OF_TORCH and name not in model.all_tied_weights_keys
     ]
 
 

@@ -12,8 +12,6 @@ from pathlib import Path
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from splitquant.checkpoint.convert import Resources
-from splitquant.checkpoint.windows import DEFAULT_MAX_MEMORY, MemoryBudget, parse_bytes
 from splitquant.core.error import NO_ERROR, ErrorFigures
 from splitquant.core.spec import EMBEDDING, QuantSpec
 from splitquant.errors import SourceError, TensorError, tensor_error
@@ -42,6 +40,8 @@ from splitquant.onnx.stored import StoredTensor
 from splitquant.onnx.target import Target
 from splitquant.onnx.wire import LARGEST_FILE
 from splitquant.plan.plan import embedding_spec
+from splitquant.storage.memory import DEFAULT_MAX_MEMORY, MemoryBudget
+from splitquant.storage.resources import Resources
 
 Model = ModelProto | str | Path
 MOST_INLINE_BYTES = LARGEST_FILE - 1  # beyond, weights go to external data
@@ -87,7 +87,7 @@ def split(
     Raises SpecError, SourceError, TensorError, DestinationError; on an error nothing is written.
     """
     options = Options(spec, None, "float", _patterns(include), _patterns(exclude), full_range=full_range)
-    return convert(model, out_path, options, _resources(max_memory, threads, force), advance)
+    return convert(model, out_path, options, Resources.of(max_memory, threads, force=force), advance)
 
 
 def quantize(
@@ -125,7 +125,7 @@ def quantize(
         accuracy_level,
         activations=activations,
     )
-    return convert(model, out_path, options, _resources(max_memory, threads, force), advance)
+    return convert(model, out_path, options, Resources.of(max_memory, threads, force=force), advance)
 
 
 def convert(
@@ -423,7 +423,3 @@ def _all_names(scopes: Sequence[Scope]) -> set[str]:
 
 def _patterns(given: Sequence[str] | str) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
-
-
-def _resources(max_memory: int | str, threads: int, force: bool) -> Resources:
-    return Resources(parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory, threads, force)

@@ -16,8 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from splitquant.checkpoint.files import Buffers
-from splitquant.checkpoint.windows import MemoryBudget
 from splitquant.core.affine import Grid
 from splitquant.core.arrays import F32, U8, Matrix
 from splitquant.core.error import ErrorFigures, ErrorSums, figures_of
@@ -31,6 +29,7 @@ from splitquant.onnx.forms import Form, HalfScaleError
 from splitquant.onnx.residual import Residual
 from splitquant.onnx.sink import Place
 from splitquant.onnx.transpose import transposed
+from splitquant.storage.memory import Buffers, MemoryBudget
 
 _CHUNK_WEIGHTS = 1 << 19  # what is worked on at a time: small enough for the caches
 _WORK_BYTES = 24  # per weight of such a chunk, generously

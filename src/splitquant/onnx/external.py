@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 
 from onnx import TensorProto
 
-from splitquant.checkpoint.files import SourceFile
 from splitquant.errors import SourceError
 from splitquant.onnx.dtypes import name_of
 from splitquant.onnx.stored import StoredTensor, check_header
+from splitquant.storage.files import SourceFile
 
 _REMEDY = "save the model again with its external data beside it"
 

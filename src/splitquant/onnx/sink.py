@@ -13,13 +13,13 @@ from typing import Self
 import numpy as np
 from onnx import ModelProto, TensorProto
 
-from splitquant.checkpoint.files import TargetFile
 from splitquant.core.arrays import U8
 from splitquant.errors import DestinationError
 from splitquant.onnx.layout import laid_out
 from splitquant.onnx.stored import StoredTensor
 from splitquant.onnx.target import Target
 from splitquant.onnx.wire import LARGEST_FILE
+from splitquant.storage.files import TargetFile
 
 ALIGNMENT = 4096  # a page: runtimes map external data into memory
 LEAST_EXTERNAL = 1024

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from splitquant.checkpoint.files import Buffers, SourceFile
 from splitquant.core.arrays import U8
 from splitquant.errors import SourceError
-from splitquant.onnx.dtypes import BITS, name_of, nbytes_of
+from splitquant.onnx.dtypes import DTYPE_OF, name_of, nbytes_of
+from splitquant.storage.files import SourceFile
+from splitquant.storage.memory import Buffers
 
 LARGEST_TENSOR = 1 << 48
 
@@ -65,7 +66,7 @@ class StoredTensor:
 
 def check_header(proto: TensorProto, where: str) -> int:
     """The bytes that a tensor of this header takes; SourceError for a shape or an element type that cannot be."""
-    if proto.data_type not in BITS:
+    if proto.data_type not in DTYPE_OF:
         if proto.data_type == TensorProto.STRING:
             return 0
         raise SourceError(f"{where} has the unknown element type {proto.data_type}; export the model again")
@@ -106,7 +107,7 @@ def _check_typed(proto: TensorProto, where: str) -> None:
     fields = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
     found = max(len(getattr(proto, field)) for field in fields)
     weights = math.prod(proto.dims)
-    per_entry = 8 // BITS[proto.data_type] if BITS[proto.data_type] < 8 else 1
+    per_entry = 8 // DTYPE_OF[proto.data_type].bits if DTYPE_OF[proto.data_type].bits < 8 else 1
     expected = -(-weights // per_entry)
     if proto.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
         expected *= 2

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from splitquant.checkpoint.files import destination_error
-from splitquant.checkpoint.workplace import check_room
 from splitquant.errors import DestinationError, SourceError
 from splitquant.onnx.source import locations_of
+from splitquant.storage.files import destination_error
+from splitquant.storage.workplace import check_room
 
 _KEY = "[0-9a-f]{16}"
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto
 
-from splitquant.checkpoint.files import SourceFile
 from splitquant.errors import SourceError
 from splitquant.onnx.expansion import TooLargeError, number_at, parsed_bytes
+from splitquant.storage.files import SourceFile
 
 LARGEST_FILE = 1 << 31  # protobuf itself ends here; larger models keep their weights in external data
 MOST_GRAPH_BYTES = 256 << 20  # of nodes, names and shapes; the largest known graphs have less than 100 MB

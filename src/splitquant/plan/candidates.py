@@ -16,7 +16,6 @@ from splitquant.core.strategies import FACTS, STRATEGIES, facts_of
 from splitquant.errors import SpecError
 from splitquant.plan.frontier import Point
 from splitquant.plan.plan import TensorPlan
-from splitquant.plan.planes import planes_of
 from splitquant.plan.said import holds, spec_as_said
 from splitquant.plan.targets import Target
 
@@ -48,11 +47,7 @@ class Options:
 
     def nbytes(self, spec: QuantSpec | None) -> int:
         """The stored bytes of the tensor by one spec."""
-        tensor = self.tensor
-        if spec is None:
-            return tensor.nbytes
-        planes = planes_of(tensor.shape, tensor.role.axis, tensor.role.stack, tensor.kind, spec)
-        return sum(plane.nbytes for plane in planes)
+        return self.tensor.nbytes if spec is None else self.tensor.weight(spec).nbytes
 
 
 def candidates(fixed: Mapping[str, Any]) -> tuple[QuantSpec, ...]:

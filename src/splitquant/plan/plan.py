@@ -9,10 +9,10 @@ from fnmatch import fnmatchcase
 from math import prod
 from typing import Any, Protocol
 
-from splitquant.core.floats import Kind
 from splitquant.core.spec import EMBEDDING, QuantSpec
 from splitquant.errors import SpecError, TensorError
-from splitquant.plan.planes import KIND_OF_DTYPE, Plane, planes_of
+from splitquant.format.dtypes import DTYPES
+from splitquant.format.weight import Weight
 from splitquant.plan.roles import Role, role_of
 
 
@@ -60,25 +60,21 @@ class TensorPlan:
         """How many numbers the tensor has."""
         return prod(self.shape)
 
-    @property
-    def kind(self) -> Kind:
-        """The kind of float it is quantized from and dequantizes to."""
-        return KIND_OF_DTYPE[self.dtype]
+    def weight(self, spec: QuantSpec) -> Weight:
+        """What it is stored as by a spec."""
+        kind = DTYPES[self.dtype].kind
+        assert kind is not None
+        return Weight(self.shape, self.role.axis, spec, kind, self.role.stack)
 
     @property
-    def planes(self) -> tuple[Plane, ...]:
-        """The stored tensors it becomes (none where it is kept)."""
-        return () if self.spec is None else planes_of(self.shape, self.role.axis, self.role.stack, self.kind, self.spec)
-
-    @property
-    def stored_names(self) -> tuple[str, ...]:
-        """The names of the stored tensors that stand for it."""
-        return (self.name,) if self.spec is None else tuple(f"{self.name}.{plane.name}" for plane in self.planes)
+    def stored(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        """The (name, dtype, shape) of everything that it becomes in the output."""
+        return [(self.name, self.dtype, self.shape)] if self.spec is None else self.weight(self.spec).stored(self.name)
 
     @property
     def stored_bytes(self) -> int:
         """Its size in the output."""
-        return self.nbytes if self.spec is None else sum(plane.nbytes for plane in self.planes)
+        return self.nbytes if self.spec is None else self.weight(self.spec).nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +132,7 @@ def refuse_clashes(plan: Plan) -> None:
     """Two tensors must never be stored under one name, and a plane of one may be called as the other; TensorError."""
     owner: dict[str, str] = {}
     for tensor in plan.tensors:
-        for name in tensor.stored_names:
+        for name, _, _ in tensor.stored:
             if name in owner:
                 raise TensorError(
                     f"tensors {owner[name]!r} and {tensor.name!r} would both be stored as {name!r}; "

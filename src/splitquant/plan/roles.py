@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-RoleKind = Literal["linear", "conv", "expert", "embedding", "other"]
+from splitquant.format.dtypes import DTYPES
 
-FLOAT_DTYPES = ("BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2")
+RoleKind = Literal["linear", "conv", "expert", "embedding", "other"]
 
 # transformers' Conv1D keeps its weight as [in, out]; these model types are built of it.
 CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"})
@@ -66,7 +66,7 @@ class Role:
 
 def role_of(name: str, dtype: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> Role:
     """The role of a tensor; `config` is the folder's config.json ({} where there is none)."""
-    if dtype not in FLOAT_DTYPES:
+    if DTYPES[dtype].kind is None:
         return Role("other", kept_because=f"not float ({dtype})", possible=False)
     if len(shape) < 2:
         return Role("other", kept_because=f"{len(shape)}-D (norm, bias, scale)", possible=False)

@@ -9,33 +9,34 @@ from splitquant.core.kernels import kernels
 from splitquant.core.rows import RowScales, unpack_row_scale
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import levels_from
-from splitquant.torch.packing import DTYPE_OF_KIND, KIND_OF_DTYPE, Packing, from_numpy, to_numpy
+from splitquant.format.weight import Weight
+from splitquant.torch.packing import KIND_OF_TORCH, TORCH_OF_KIND, from_numpy, to_numpy
 
 Planes = dict[str, torch.Tensor]
 LEVEL_PLANES = ("scale", "offset", "levels")
 
 
-def decode(planes: Planes, packing: Packing, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """The whole weight, of `packing.shape`, rounded to `packing.kind` and then to `dtype` (None: not again)."""
-    g = packing.geometry
-    if not packing.stack:
-        return _fold(decode_rows(planes, packing, dtype), g.matrix_shape, g.axis)
+def decode(planes: Planes, weight: Weight, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """The whole weight, of `weight.shape`, rounded to `weight.kind` and then to `dtype` (None: not again)."""
+    g = weight.geometry
+    if not weight.stack:
+        return _fold(decode_rows(planes, weight, dtype), g.matrix_shape, g.axis)
     matrices = []
     for index in range(g.count):
         part = {name: plane[index] for name, plane in planes.items() if name != "shape"}
-        matrices.append(_fold(decode_rows(part, packing, dtype), g.matrix_shape, g.axis))
+        matrices.append(_fold(decode_rows(part, weight, dtype), g.matrix_shape, g.axis))
     return torch.stack(matrices)
 
 
-def decode_rows(planes: Planes, packing: Packing, dtype: torch.dtype | None = None) -> torch.Tensor:
+def decode_rows(planes: Planes, weight: Weight, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Any rows of a weight's matrix, `[rows, cols]`: as many as `codes` has."""
-    stored = DTYPE_OF_KIND[packing.kind]
+    stored = TORCH_OF_KIND[weight.kind]
     wanted = stored if dtype is None else dtype
     # Float32 is the last step before every rounding, so only a 16-bit weight has to be rounded to its own dtype first.
-    first = wanted if packing.kind == "fp32" and wanted in KIND_OF_DTYPE else stored
+    first = wanted if weight.kind == "fp32" and wanted in KIND_OF_TORCH else stored
     kernels_can = planes["codes"].device.type == "cpu" and not _is_traced()
     decode_on_device = _decode_with_kernels if kernels_can else decode_with_torch
-    return decode_on_device(planes, packing.spec, packing.geometry.cols, first).to(wanted)
+    return decode_on_device(planes, weight.spec, weight.geometry.cols, first).to(wanted)
 
 
 def _is_traced() -> bool:
@@ -53,7 +54,7 @@ def _decode_with_kernels(planes: Planes, spec: QuantSpec, cols: int, dtype: torc
             PackedPlanes.of(spec, cols, codes, None if clusters is None else to_numpy(clusters)),
             levels_from(spec, {name: to_numpy(planes[name]) for name in LEVEL_PLANES if name in planes})[2],
             None if row_scale is None else RowScales(spec.group_size(cols), unpack_row_scale(to_numpy(row_scale))),
-            KIND_OF_DTYPE[dtype],
+            KIND_OF_TORCH[dtype],
         )
     )
 

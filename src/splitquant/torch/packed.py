@@ -18,9 +18,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import SplitTensor
 from splitquant.errors import TensorError
+from splitquant.format.weight import Weight
 from splitquant.torch.activations import DynamicInt8
 from splitquant.torch.decode import LEVEL_PLANES, decode, decode_rows
-from splitquant.torch.packing import DTYPE_OF_KIND, KIND_OF_DTYPE, Packing, planes_from, quantize_tensor
+from splitquant.torch.packing import KIND_OF_TORCH, TORCH_OF_KIND, planes_from, quantize_tensor
 
 PLANES = ("codes", "clusters", *LEVEL_PLANES, "row_scale")
 _TENSOR_NAMES = frozenset(name for name in dir(torch.Tensor) if not name.startswith("_"))
@@ -56,13 +57,13 @@ class PackedWeight(nn.Module):
     scale: torch.Tensor  # and offset: not there where levels are free
     offset: torch.Tensor
 
-    def __init__(self, planes: dict[str, torch.Tensor], packing: Packing, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, planes: dict[str, torch.Tensor], packing: Weight, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         for name in PLANES:
             if name in planes:
                 self.register_buffer(name, planes[name])
         self.packing = packing
-        self._dtype = DTYPE_OF_KIND[packing.kind] if dtype is None else dtype
+        self._dtype = TORCH_OF_KIND[packing.kind] if dtype is None else dtype
         self._is_hf_initialized = True  # transformers must not draw random numbers into it
 
     @classmethod
@@ -78,7 +79,7 @@ class PackedWeight(nn.Module):
     @classmethod
     def from_split(cls, split: SplitTensor, source: torch.dtype, dtype: torch.dtype | None = None) -> PackedWeight:
         """Wrap a SplitTensor that was made from a tensor of dtype `source`."""
-        packing = Packing(split.shape, split.axis, split.spec, KIND_OF_DTYPE.get(source, "fp32"))
+        packing = Weight(split.shape, split.axis, split.spec, KIND_OF_TORCH.get(source, "fp32"))
         return cls(planes_from(split), packing, dtype)
 
     def planes(self) -> dict[str, torch.Tensor]:

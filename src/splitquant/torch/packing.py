@@ -1,8 +1,7 @@
-"""What is known of a packed weight besides its planes, and the way from and to core's SplitTensor."""
+"""Planes as tensors: their dtypes and shapes, and the way from and to core's SplitTensor."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,55 +13,28 @@ from splitquant.core.rows import pack_row_scale
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import SplitTensor, level_planes, quantize_array
 from splitquant.errors import TensorError
-from splitquant.plan.planes import Geometry, Plane, geometry, planes_of
+from splitquant.format.dtypes import DTYPE_OF_KIND, DTYPES
+from splitquant.format.planes import plane_key
+from splitquant.format.weight import Weight
 
-DTYPE_OF_KIND: dict[Kind, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-KIND_OF_DTYPE: dict[torch.dtype, Kind] = {dtype: kind for kind, dtype in DTYPE_OF_KIND.items()}
-_DTYPE_OF_PLANE = {
-    "U8": torch.uint8,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "I64": torch.int64,
-}
+TORCH_OF_KIND: dict[Kind, torch.dtype] = {kind: getattr(torch, dtype.torch) for kind, dtype in DTYPE_OF_KIND.items()}
+KIND_OF_TORCH: dict[torch.dtype, Kind] = {dtype: kind for kind, dtype in TORCH_OF_KIND.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Packing:
-    """How the planes of one weight are to be read (docs/format.md, section 1).
-
-    shape: of the weight; axis: its output-channel axis; kind: the float it dequantizes to;
-    stack: whether its first axis numbers independent matrices.
-    """
-
-    shape: tuple[int, ...]
-    axis: int
-    spec: QuantSpec
-    kind: Kind
-    stack: bool = False
-
-    @property
-    def geometry(self) -> Geometry:
-        """The matrices it consists of."""
-        return geometry(self.shape, self.axis, self.stack)
-
-    @property
-    def planes(self) -> tuple[Plane, ...]:
-        """The stored tensors that stand for it."""
-        return planes_of(self.shape, self.axis, self.stack, self.kind, self.spec)
-
-    def check(self, name: str, planes: dict[str, torch.Tensor]) -> None:
-        """Raise TensorError, naming the plane, unless every plane is there with its dtype and shape."""
-        for plane in self.planes:
-            found = planes.get(plane.name)
-            if found is None:
-                raise TensorError(f"tensor '{name}.{plane.name}' is missing; the folder is incomplete: copy it again")
-            expected = _DTYPE_OF_PLANE[plane.dtype]
-            if found.dtype != expected or tuple(found.shape) != plane.shape:
-                raise TensorError(
-                    f"tensor '{name}.{plane.name}' is {found.dtype} {list(found.shape)}; expected {expected} "
-                    f"{list(plane.shape)} by config.json: quantize the model again"
-                )
+def check_planes(name: str, weight: Weight, planes: dict[str, torch.Tensor]) -> None:
+    """Raise TensorError, naming the plane, unless every plane of a weight is there with its dtype and shape."""
+    for plane in weight.planes:
+        found = planes.get(plane.name)
+        if found is None:
+            raise TensorError(
+                f"tensor {plane_key(name, plane.name)!r} is missing; the folder is incomplete: copy it again"
+            )
+        expected = getattr(torch, DTYPES[plane.dtype].torch)
+        if found.dtype != expected or tuple(found.shape) != plane.shape:
+            raise TensorError(
+                f"tensor {plane_key(name, plane.name)!r} is {found.dtype} {list(found.shape)}; expected {expected} "
+                f"{list(plane.shape)} by config.json: quantize the model again"
+            )
 
 
 def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:

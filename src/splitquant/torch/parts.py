@@ -19,7 +19,7 @@ from splitquant.core.rows import from_matrix, to_matrix
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import SplitTensor
 from splitquant.torch.packed import PackedWeight
-from splitquant.torch.packing import KIND_OF_DTYPE, from_numpy, to_numpy
+from splitquant.torch.packing import KIND_OF_TORCH, from_numpy, to_numpy
 
 
 def float_parts(weight: nn.Parameter, split: SplitTensor) -> list[nn.Parameter]:
@@ -49,7 +49,7 @@ def residual_parts(weight: nn.Parameter, spec: QuantSpec, axis: int) -> tuple[li
     one rounding; so `rejoin` gives the weight back, bit for bit or within one rounding.
     """
     rest, parts = weight.detach(), []
-    kind = KIND_OF_DTYPE.get(weight.dtype, "fp32")
+    kind = KIND_OF_TORCH.get(weight.dtype, "fp32")
 
     def rounded(tensor: torch.Tensor) -> torch.Tensor:
         matrix: Any = to_matrix(to_numpy(tensor.to("cpu", torch.float32)), axis)

@@ -18,8 +18,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from splitquant.checkpoint.files import SourceFile, TargetFile, destination_error
 from splitquant.errors import DestinationError
+from splitquant.storage.files import SourceFile, TargetFile, destination_error
 
 COPY_BYTES = 8 << 20
 _STATE = ".splitquant"  # inside the workplace; removed before the folder is given its name

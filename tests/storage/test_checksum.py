@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitquant.checkpoint.checksum import Checksum, join
+from splitquant.storage.checksum import Checksum, join
 
 
 def of(text):

@@ -11,8 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
 from splitquant.core.arrays import U8
 from splitquant.errors import DestinationError, SourceError
 
@@ -126,19 +124,3 @@ def destination_error(path: Path, error: OSError) -> DestinationError:
             f"{path}: may not be written ({error.strerror}); choose a place you can write to with -o"
         )
     return DestinationError(f"{path}: cannot be written ({error.strerror or error})")
-
-
-class Buffers(threading.local):
-    """Scratch memory that each thread keeps and reuses, so that windows do not fault in fresh pages."""
-
-    def __init__(self) -> None:
-        self._held: dict[str, U8] = {}
-
-    def get(self, name: str, nbytes: int) -> U8:
-        """A uint8 array of `nbytes`, with whatever was in it; valid until the same name is asked for again."""
-        held = self._held.get(name)
-        if held is None or held.nbytes < nbytes:
-            self._held.pop(name, None)
-            del held
-            held = self._held[name] = np.empty(max(1, nbytes), np.uint8)
-        return held[:nbytes]

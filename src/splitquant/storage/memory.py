@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import dataclass
 
+import numpy as np
+
+from splitquant.core.arrays import U8
 from splitquant.errors import SpecError
 
 MIB = 1 << 20
@@ -65,6 +69,22 @@ class MemoryBudget:
             return [(0, rows)]
         step = max(1, min(self.thread_bytes, WINDOW_BYTES) // max(1, row_bytes))
         return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+class Buffers(threading.local):
+    """Scratch memory that each thread keeps and reuses, so that windows do not fault in fresh pages."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, U8] = {}
+
+    def get(self, name: str, nbytes: int) -> U8:
+        """A uint8 array of `nbytes`, with whatever was in it; valid until the same name is asked for again."""
+        held = self._held.get(name)
+        if held is None or held.nbytes < nbytes:
+            self._held.pop(name, None)
+            del held
+            held = self._held[name] = np.empty(max(1, nbytes), np.uint8)
+        return held[:nbytes]
 
 
 def most_threads(max_memory_bytes: int) -> int:

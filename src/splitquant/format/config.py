@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, get_args
 
 from splitquant.core.floats import Kind
 from splitquant.core.spec import QuantSpec
 from splitquant.errors import SourceError, SpecError
+from splitquant.format.weight import Weight
 
 METHOD = "splitquant"
 FORMAT_VERSION = 1
@@ -16,18 +16,11 @@ _KEYS = frozenset({"quant_method", "format_version", "specs", "tensors"})
 _ENTRY_KEYS = frozenset({"spec", "dtype", "axis", "stack"})
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One quantized tensor: by which spec, to which float, its channel axis, and whether it is a stack of matrices."""
+def parse_table(config: Mapping[str, Any], file: str = "config.json") -> dict[str, Weight]:
+    """The quantized tensors that a `quantization_config` names; SourceError, naming `file`, for what is not as it must be.
 
-    spec: QuantSpec
-    kind: Kind
-    axis: int
-    stack: bool = False
-
-
-def parse_table(config: Mapping[str, Any], file: str = "config.json") -> dict[str, Entry]:
-    """The quantized tensors that a `quantization_config` names; SourceError, naming `file`, for what is not as it must be."""
+    Their shapes, which the table does not hold, are () until they are read from the planes called `shape`.
+    """
     unknown = sorted(set(config) - _KEYS)
     if unknown:
         raise SourceError(f"{file}: has the unknown key {unknown[0]!r} in quantization_config")
@@ -44,7 +37,7 @@ def parse_table(config: Mapping[str, Any], file: str = "config.json") -> dict[st
         raise SourceError(f"{file}: has a damaged quantization_config ({error}); quantize the model again") from error
 
 
-def _parse_entry(file: str, name: str, item: Mapping[str, Any], specs: list[QuantSpec]) -> Entry:
+def _parse_entry(file: str, name: str, item: Mapping[str, Any], specs: list[QuantSpec]) -> Weight:
     spec, kind, axis, stack = item["spec"], item["dtype"], item["axis"], item.get("stack", False)
     where = f"{file}: tensor {name!r} in quantization_config"
     unknown = sorted(set(item) - _ENTRY_KEYS)
@@ -60,10 +53,10 @@ def _parse_entry(file: str, name: str, item: Mapping[str, Any], specs: list[Quan
         raise SourceError(
             f"{where} has axis {axis!r} and stack {stack!r}; expected an axis of the tensor: quantize the model again"
         )
-    return Entry(specs[spec], kind, axis, stack)
+    return Weight((), axis, specs[spec], kind, stack)
 
 
-def table_to_dict(tensors: Mapping[str, Entry]) -> dict[str, Any]:
+def table_to_dict(tensors: Mapping[str, Weight]) -> dict[str, Any]:
     """The inverse of `parse_table`; specs are listed in the order in which they first occur."""
     specs: list[QuantSpec] = []
     items: dict[str, dict[str, Any]] = {}

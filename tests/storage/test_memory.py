@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitquant.checkpoint import windows
-from splitquant.checkpoint.convert import Resources
-from splitquant.checkpoint.windows import MIB, MemoryBudget, parse_bytes
 from splitquant.errors import SpecError
+from splitquant.storage import memory
+from splitquant.storage.memory import MIB, MemoryBudget, parse_bytes
+from splitquant.storage.resources import Resources
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,8 @@ def test_windows_cover_all_rows_once(rows, row_bytes, window):
     """Windows are rows in order, each once, and hold no more than a thread may (or a single row)."""
     budget = MemoryBudget(1 << 30, 2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(windows, "WINDOW_BYTES", window)
-        patch.setattr(windows, "WHOLE_BYTES", 0)
+        patch.setattr(memory, "WINDOW_BYTES", window)
+        patch.setattr(memory, "WHOLE_BYTES", 0)
         pieces = budget.windows("t", rows, row_bytes)
     assert [row for first, last in pieces for row in range(first, last)] == list(range(rows))
     assert all(

@@ -1,32 +1,26 @@
-"""Bytes of a safetensors tensor as the windows that core takes: bf16 bits, float16 or float32."""
+"""Bytes of a stored tensor as the windows that core takes: bf16 bits, float16 or float32."""
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import numpy as np
 
 from splitquant.core.arrays import U8, U16, Matrix
-
-_NUMPY: dict[str, Any] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "F64": np.float64, "I64": np.int64}
+from splitquant.format.dtypes import DTYPES
 
 
 def as_window(raw: U8, dtype: str, rows: int, cols: int) -> Matrix:
     """A `[rows, cols]` window of raw bytes; F64 is rounded to float32, fp8 becomes bf16 (exact)."""
-    if dtype in ("F8_E4M3", "F8_E5M2"):
+    facts = DTYPES[dtype]
+    if not facts.numpy:
         bits: Matrix = _fp8_as_bf16(dtype)[raw].reshape(rows, cols)
         return bits
-    window: Matrix = raw.view(_NUMPY[dtype]).reshape(rows, cols)
-    if dtype == "F64":
-        with np.errstate(over="ignore"):
-            return window.astype(np.float32)
-    return window
-
-
-def window_bytes_per_weight(dtype: str) -> int:
-    """Memory that a weight takes as raw bytes and, where they differ, as a window."""
-    return {"BF16": 2, "F16": 2, "F32": 4, "F64": 12, "F8_E4M3": 3, "F8_E5M2": 3}[dtype]
+    window: Matrix = raw.view(facts.numpy).reshape(rows, cols)
+    if facts.is_window:
+        return window
+    with np.errstate(over="ignore"):
+        return window.astype(np.float32)
 
 
 @cache

@@ -6,38 +6,36 @@ Normative text: docs/format.md, section 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
-from typing import Literal
+from typing import Literal, get_args
 
 from splitquant.core.floats import Kind
 from splitquant.core.interface import plane_widths
 from splitquant.core.rows import matrix_shape, row_scale_kind
 from splitquant.core.spec import QuantSpec
+from splitquant.format.dtypes import DTYPE_OF_KIND, DTYPES
 
 PlaneName = Literal["codes", "clusters", "scale", "offset", "levels", "row_scale", "shape"]
-SAFETENSORS_DTYPE: dict[str, str] = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
-KIND_OF_DTYPE: dict[str, Kind] = {
-    "BF16": "bf16",
-    "F16": "fp16",
-    "F32": "fp32",
-    "F64": "fp32",  # rounded to float32 first
-    "F8_E4M3": "bf16",  # bf16 holds every fp8 number exactly
-    "F8_E5M2": "bf16",
-}
+PLANE_NAMES: tuple[PlaneName, ...] = get_args(PlaneName)
+
+
+def plane_key(tensor: str, plane: str) -> str:
+    """What a plane of a tensor is called in a file."""
+    return f"{tensor}.{plane}"
 
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """One stored tensor of a quantized tensor."""
+    """One stored tensor of a quantized tensor. per: what each of its entries along the first axes belongs to."""
 
     name: PlaneName
     dtype: str
     shape: tuple[int, ...]
+    per: Literal["row", "matrix", "tensor"]
 
     @property
     def nbytes(self) -> int:
         """Its size in the file."""
-        return prod(self.shape) * {"U8": 1, "BF16": 2, "F16": 2, "F32": 4, "I64": 8}[self.dtype]
+        return DTYPES[self.dtype].nbytes(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +61,16 @@ def planes_of(shape: tuple[int, ...], axis: int, stack: bool, kind: Kind, spec: 
     g = geometry(shape, axis, stack)
     head = (g.count,) if stack else ()
     codes_width, clusters_width = plane_widths(g.cols, spec)
-    planes = [Plane("codes", "U8", (*head, g.rows, codes_width))]
+    planes = [Plane("codes", "U8", (*head, g.rows, codes_width), "row")]
     if clusters_width:
-        planes.append(Plane("clusters", "U8", (*head, g.rows, clusters_width)))
+        planes.append(Plane("clusters", "U8", (*head, g.rows, clusters_width), "row"))
     if spec.facts.free_levels:
-        planes.append(Plane("levels", "F32", (*head, spec.clusters, spec.width.codes)))
+        planes.append(Plane("levels", "F32", (*head, spec.clusters, spec.width.codes), "matrix"))
     else:
-        planes += [Plane("scale", "F32", (*head, spec.clusters)), Plane("offset", "F32", (*head, spec.clusters))]
+        planes += [Plane(name, "F32", (*head, spec.clusters), "matrix") for name in ("scale", "offset")]
     groups = spec.groups(g.cols)
     if groups:
-        dtype = SAFETENSORS_DTYPE[scale_kind_of(kind, spec)]
-        planes.append(Plane("row_scale", dtype, (*head, g.rows, groups)))
-    planes.append(Plane("shape", "I64", (len(shape),)))
+        stored = DTYPE_OF_KIND[row_scale_kind(kind, spec.granularity)]
+        planes.append(Plane("row_scale", stored.name, (*head, g.rows, groups), "row"))
+    planes.append(Plane("shape", "I64", (len(shape),), "tensor"))
     return tuple(planes)
-
-
-def scale_kind_of(kind: Kind, spec: QuantSpec) -> Kind:
-    """The stored dtype of row_scales for a source kind."""
-    return row_scale_kind(kind, spec.granularity)

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from splitquant.checkpoint.decode import as_window, window_bytes_per_weight
+from splitquant.format.decode import as_window
+from splitquant.format.dtypes import DTYPES
 
 
 def fp8(code, exponent_bits, bias):
@@ -73,4 +74,4 @@ def test_window_bytes_are_those_of_the_arrays(dtype):
     width = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}.get(dtype, 1)
     data = np.zeros(12 * width, np.uint8)
     window = as_window(data, dtype, 3, 4)
-    assert 12 * window_bytes_per_weight(dtype) == data.nbytes + (0 if np.shares_memory(window, data) else window.nbytes)
+    assert 12 * DTYPES[dtype].window_bytes == data.nbytes + (0 if np.shares_memory(window, data) else window.nbytes)
