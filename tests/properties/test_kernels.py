@@ -326,6 +326,15 @@ def test_dequantize_rounds_to_even(isa, kind):
     same(*(kernels.dequantize(planes, levels, rows, kind) for kernels in (COMPILED, TWIN)))
 
 
+@pytest.mark.parametrize("kernels", [COMPILED, TWIN], ids=lambda kernels: kernels.name)
+def test_any_row_scales_are_read(isa, kernels):
+    """Stored row scales may be anything, too small to have an inverse too: reading neither warns nor fails."""
+    scale = np.array([[2.0**-149], [-1.0], [0.0], [np.nan]], np.float32)
+    planes = Planes(TWIN.pack(np.full((4, 3), 2, np.uint8), 4), 4, None, 0, 3)
+    found = kernels.dequantize(planes, np.arange(16, dtype=np.float32)[None], RowScales(3, scale), "fp32")
+    same(found, np.repeat(scale * np.float32(2), 3, axis=1))
+
+
 def test_fp16_values_are_exact(isa):
     """Every finite fp16 is read as its value, subnormals too."""
     x = np.arange(1 << 16, dtype=np.uint16).view(np.float16)

@@ -21,7 +21,7 @@ from splitquant.core.floats import FLOATS, Kind, kind_of
 from splitquant.core.histogram import KEYS, ValueHistogram, Values
 from splitquant.core.interface import Parts, Planes, RowErrors, SegmentCosts, plane_width
 from splitquant.core.refit import LEAST_GAIN, MOST_STEPS
-from splitquant.core.rows import RowScales, per_group
+from splitquant.core.rows import RowScales, inverse_per_group, per_group
 from splitquant.errors import SpecError
 
 _FOLD_BYTES = 64
@@ -58,9 +58,8 @@ class NativeKernels:
         found = ValueHistogram.of_nothing()
         low, weight = found.low, None if scales is None else scales.weight
         assert low is not None
-        _, inverse, group = per_group(scales)
         tables = (found.count, low.sum, low.sum_sq, low.min, low.max, found.weight)
-        _native.count32(*_words(x), inverse, group, weight, *tables)
+        _native.count32(*_words(x), *inverse_per_group(scales), weight, *tables)
         return found if weight is not None else replace(found, weight=None)
 
     def partition(self, costs: SegmentCosts, clusters: int) -> I64:
@@ -76,13 +75,15 @@ class NativeKernels:
 
     def encode(self, x: Matrix, scales: RowScales | None, grid: Grid, out: Planes) -> RowErrors:
         errors = RowErrors(np.empty(len(x)), np.empty(len(x)), np.empty(len(x), np.float32))
-        planes = _in_place(out)
+        planes, scale = _in_place(out), None if scales is None else scales.scale
         if grid.cells is None:
             pieces = map(_floats, (grid.lower, grid.scale, grid.offset, grid.inverse_scale))
-            _native.encode(*_words(x), *per_group(scales), grid.code_min, grid.code_max, *pieces, *planes, *errors)
+            _native.encode(
+                *_words(x), scale, *inverse_per_group(scales), grid.code_min, grid.code_max, *pieces, *planes, *errors
+            )
         else:
             cells = (grid.cells.border, grid.cells.level, grid.cells.code, grid.cells.cluster)
-            _native.encode_cells(*_words(x), *per_group(scales), *cells, *planes, *errors)
+            _native.encode_cells(*_words(x), scale, *inverse_per_group(scales), *cells, *planes, *errors)
         return errors
 
     def pack(self, values: U8, bits: int) -> U8:
@@ -98,8 +99,7 @@ class NativeKernels:
 
     def dequantize(self, planes: Planes, levels: F32, scales: RowScales | None, kind: Kind) -> Matrix:
         out: Matrix = np.empty((len(planes.codes), planes.cols), FLOATS[kind].dtype)
-        scale, _, group = per_group(scales)
-        _native.dequantize(*_read(planes), _floats(levels), scale, group, FLOATS[kind].number, _bits(out))
+        _native.dequantize(*_read(planes), _floats(levels), *per_group(scales), FLOATS[kind].number, _bits(out))
         return out
 
     def part_planes(self, planes: Planes, parts: Parts) -> None:

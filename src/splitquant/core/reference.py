@@ -18,7 +18,7 @@ from splitquant.core.floats import FLOATS, Kind, from_float32, kind_of, to_float
 from splitquant.core.histogram import KEYS, ValueHistogram, Values
 from splitquant.core.interface import Parts, Planes, RowErrors, SegmentCosts
 from splitquant.core.refit import fitted
-from splitquant.core.rows import RowScales, per_group, spread
+from splitquant.core.rows import RowScales, inverse_per_group, per_group, spread
 
 BLOCK_WEIGHTS = 1 << 18  # rows are treated in blocks of about this many weights, to bound the temporaries
 CostFunction = Callable[[I64, I64], F64]  # (starts, ends) of segments -> their costs
@@ -60,7 +60,7 @@ class NumpyKernels:
         sums, weighed = found.low, found.weight
         assert sums is not None
         assert weighed is not None
-        _, inverse, group = per_group(scales)
+        inverse, group = inverse_per_group(scales)
         for block in _blocks(*x.shape):
             with np.errstate(invalid="ignore"):  # a signalling NaN is counted like any other
                 u = _scaled(to_float32(x[block]), inverse, group, block)
@@ -125,7 +125,7 @@ class NumpyKernels:
     def encode(self, x: Matrix, scales: RowScales | None, grid: Grid, out: Planes) -> RowErrors:
         count, cols = x.shape
         errors = RowErrors(np.empty(count), np.empty(count), np.empty(count, np.float32))
-        scale, inverse, group = per_group(scales)
+        (scale, group), (inverse, _) = per_group(scales), inverse_per_group(scales)
         for block in _blocks(count, cols):
             w = to_float32(x[block])
             u = _scaled(w, inverse, group, block)
@@ -153,7 +153,7 @@ class NumpyKernels:
     def dequantize(self, planes: Planes, levels: F32, scales: RowScales | None, kind: Kind) -> Matrix:
         count, cols = len(planes.codes), planes.cols
         out = np.empty((count, cols), FLOATS[kind].dtype)
-        scale, _, group = per_group(scales)
+        scale, group = per_group(scales)
         for block in _blocks(count, cols):
             index = self.unpack(planes.codes[block], cols, planes.bits).astype(np.intp)
             if planes.clusters is not None:

@@ -98,13 +98,22 @@ class RowScales:
         return RowScales(self.group, self.scale[rows.start : rows.stop])
 
 
-def per_group(scales: RowScales | None) -> tuple[F32 | None, F32 | None, int]:
-    """The scales, their inverses (both None where there are none) and the group that shares one.
+def per_group(scales: RowScales | None) -> tuple[F32 | None, int]:
+    """The scales (None where there are none) and the group that shares one.
 
     Args:
         scales: of some rows.
     """
-    return (None, None, 0) if scales is None else (scales.scale, scales.inverse, scales.group)
+    return (None, 0) if scales is None else (scales.scale, scales.group)
+
+
+def inverse_per_group(scales: RowScales | None) -> tuple[F32 | None, int]:
+    """Their inverses, in the same form; reading needs none, and stored scales may be too small to have any.
+
+    Args:
+        scales: of some rows.
+    """
+    return (None, 0) if scales is None else (scales.inverse, scales.group)
 
 
 def spread(numbers: NDArray[N], group: int, cols: int) -> NDArray[N]:
