@@ -1,4 +1,4 @@
-"""What all tests share: the builders of `folders.py` can be imported from any of them, and examples do not change.
+"""What all tests share: the builders can be imported from any of them (`from builders.folders import ...`), and examples stay.
 
 Hypothesis draws the same examples in every run, so that a failure belongs to a change and not to chance; for a search with
 new ones: HYPOTHESIS_PROFILE=search.

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from splitquant.hf.register import install as _install
+from splitquant.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from splitquant.api import dequantize, dry_run, quantize, verify
@@ -51,7 +52,6 @@ __all__ = [
     "spec_for",
     "verify",
 ]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -5,116 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol, Self, TypedDict, Unpack
 
-from splitquant.checkpoint.convert import apply_plan, plan_folder
-from splitquant.checkpoint.folder import Folder
-from splitquant.checkpoint.planner import Goal, measure_frontier, read_plan
+from splitquant.checkpoint.folder import open_folder
+from splitquant.checkpoint.job import prepare_folder
+from splitquant.checkpoint.quantized import is_quantized, open_quantized, with_table
 from splitquant.checkpoint.restore import dequantize_folder
+from splitquant.checkpoint.source import float_folder, plan_folder
 from splitquant.checkpoint.verify import Verified, verify_folder
 from splitquant.core.spec import QuantSpec
 from splitquant.errors import SpecError
-from splitquant.plan.plan import Plan, Recipe, patterns
-from splitquant.plan.targets import embeddings_for, spec_for, target_of
-from splitquant.report.outcome import Report
+from splitquant.plan.options import PlanOptions
+from splitquant.plan.plan import Plan
+from splitquant.plan.planner import Frontier, PricedPlan
+from splitquant.plan.recipe import Recipe
+from splitquant.report.outcome import Report, planned_report
 from splitquant.storage.json_file import read_edited_json
-from splitquant.storage.memory import DEFAULT_MAX_MEMORY, parse_bytes
+from splitquant.storage.memory import DEFAULT_MAX_MEMORY
 from splitquant.storage.resources import Resources
 
 AnyPath = str | Path
-_USUAL_EMBEDDINGS = 8
+Advance = Callable[[int], None]
 
 
-def quantize(
-    source: AnyPath,
-    destination: AnyPath,
-    spec: QuantSpec | None = None,
-    *,
-    embeddings: QuantSpec | int | str | None = "auto",
-    include: Sequence[str] | str = (),
-    exclude: Sequence[str] | str = (),
-    target: str | None = None,
-    target_bits: float | None = None,
-    target_size: int | str | None = None,
-    weighting: str | Mapping[str, float] = "energy",
-    fixed: Mapping[str, Any] | None = None,
-    plan: AnyPath | None = None,
-    max_memory: int | str = DEFAULT_MAX_MEMORY,
-    threads: int = 0,
-    force: bool = False,
-    advance: Callable[[int], None] = lambda _: None,
-) -> Report:
-    """Quantize a Hugging Face folder into another one; prints nothing.
+class QuantizeOptions(TypedDict, total=False):
+    """The options of `quantize` and `dry_run`: those of `PlanOptions`, and of .onnx files how weights are stored.
 
-    spec: for linear, convolution and expert weights (None: `QuantSpec()`).
-    embeddings: for token embeddings and output heads: a spec, a number of bits (per channel, symmetric), "keep", or "auto":
-        8 bits, and with target_bits or target_size whatever is best.
-    include, exclude: glob patterns of tensor names; `include` wins over `exclude`, both over the rules.
-    target: what is to run the result, such as "linear-sym" (docs/targets.md): picks the spec, or checks the one given.
-    target_bits, target_size: choose the spec of every tensor so that its stored bits per weight, or the bytes of the whole
-        folder (or text such as "800MB"), are at most that, and the error is least (docs/budget.md). weighting: "energy",
-        "relative", or numbers by tensor name or pattern, or a JSON file of them. fixed: fields of `QuantSpec` to hold fast.
-    plan: a JSON file from `splitquant quantize --save-plan` that says what becomes of every tensor.
-    max_memory: bound on the peak memory of the process, bytes or text such as "1GiB". threads: 0 takes all processors.
-    advance: told the number of source bytes that are done, from any thread.
-    Raises SpecError, SourceError, TensorError, DestinationError (see `splitquant.errors`); on an error nothing is left.
+    `weighting` may be the path of a JSON file of numbers, and `plan` is that of a plan that was saved. The last four are of
+    .onnx files, see `splitquant.onnx.OnnxForm`.
     """
-    resources = Resources.of(max_memory, threads, force=force)
-    wish = _Wish(spec, embeddings, include, exclude, target, target_bits, target_size, weighting, fixed, plan)
-    folder, planned = wish.plan_for(Path(source), resources)
-    return apply_plan(folder, planned, Path(destination), resources, advance)
 
-
-def dry_run(
-    source: AnyPath,
-    spec: QuantSpec | None = None,
-    *,
-    embeddings: QuantSpec | int | str | None = "auto",
-    include: Sequence[str] | str = (),
-    exclude: Sequence[str] | str = (),
-    target: str | None = None,
-    target_bits: float | None = None,
-    target_size: int | str | None = None,
-    weighting: str | Mapping[str, float] = "energy",
-    fixed: Mapping[str, Any] | None = None,
-    plan: AnyPath | None = None,
-    max_memory: int | str = DEFAULT_MAX_MEMORY,
-    threads: int = 0,
-) -> Plan:
-    """What `quantize` would do with every tensor of a folder, and why; reads headers only, unless a target is given."""
-    wish = _Wish(spec, embeddings, include, exclude, target, target_bits, target_size, weighting, fixed, plan)
-    return wish.plan_for(Path(source), Resources.of(max_memory, threads))[1]
-
-
-def verify(source: AnyPath, destination: AnyPath, *, max_memory: int | str = DEFAULT_MAX_MEMORY) -> Verified:
-    """Hold a quantized folder against its source; VerifyError names the first tensor that is off."""
-    return verify_folder(Path(source), Path(destination), Resources.of(max_memory, 1).budget())
-
-
-def dequantize(
-    source: AnyPath, destination: AnyPath, *, max_memory: int | str = DEFAULT_MAX_MEMORY, force: bool = False
-) -> int:
-    """Write the plain float folder that a quantized one stands for; returns the bytes of its tensors."""
-    return dequantize_folder(Path(source), Path(destination), Resources.of(max_memory, 1).budget(), force=force)
-
-
-def recipe_of(
-    spec: QuantSpec | None,
-    embeddings: QuantSpec | int | str | None,
-    include: Sequence[str] | str,
-    exclude: Sequence[str] | str,
-    target: str | None = None,
-) -> Recipe:
-    """The recipe of user-level options; SpecError names the option that is off."""
-    embeddings = _USUAL_EMBEDDINGS if embeddings == "auto" else embeddings
-    return Recipe(spec or QuantSpec(), embeddings_for(target, embeddings), patterns(include), patterns(exclude))
-
-
-@dataclass(frozen=True, slots=True)
-class _Wish:
-    """What a caller said of a folder; the fields are the arguments of `quantize`."""
-
-    spec: QuantSpec | None
+    fixed: Mapping[str, Any]
+    preset: str
     embeddings: QuantSpec | int | str | None
     include: Sequence[str] | str
     exclude: Sequence[str] | str
@@ -122,44 +45,204 @@ class _Wish:
     target_bits: float | None
     target_size: int | str | None
     weighting: str | Mapping[str, float]
-    fixed: Mapping[str, Any] | None
     plan: AnyPath | None
+    format: str
+    block_size: int
+    accuracy_level: int
+    activations: str | None
 
-    def plan_for(self, source: Path, resources: Resources) -> tuple[Folder, Plan]:
-        """The folder and what becomes of its tensors; SpecError for what does not go together."""
-        goal = self._goal()
-        spec = self.spec if goal is not None else self._spec()
-        recipe = recipe_of(spec, self.embeddings, self.include, self.exclude, self.target)
-        if goal is not None and spec is not None:
-            raise SpecError("a spec and a target are given; hold some of its fields fast with fixed={...} instead")
-        if self.plan is not None:
-            if goal is not None or recipe != Recipe():
-                raise SpecError("a plan says what becomes of every tensor; leave out all other choices")
-            return read_plan(source, Path(self.plan))
-        if goal is None:
-            return plan_folder(source, recipe)
-        frontier = measure_frontier(source, recipe, goal, resources)
-        return frontier.folder, frontier.for_goal(goal).plan
 
-    def _spec(self) -> QuantSpec | None:
-        if self.target is None or self.spec is None:
-            return self.spec if self.target is None else spec_for(self.target)
-        target_of(self.target).refuse(self.spec)
-        return self.spec
+_OF_ONNX = ("format", "block_size", "accuracy_level", "activations")
 
-    def _goal(self) -> Goal | None:
-        weighting, nbytes = self.weighting, self.target_size
-        if self.target_bits is None and nbytes is None:
-            if weighting != "energy" or self.fixed is not None:
-                raise SpecError("weighting and fixed need target_bits or target_size")
-            return None
-        if isinstance(weighting, str) and weighting not in ("energy", "relative"):
-            weighting = read_edited_json(Path(weighting))
-        return Goal(
-            bits=self.target_bits,
-            nbytes=parse_bytes(nbytes) if isinstance(nbytes, str) else nbytes,
-            weighting=weighting,
-            fixed=self.fixed or {},
-            choose_embeddings=self.embeddings == "auto",
-            target=self.target,
-        )
+
+class Job(Protocol):
+    """A source that is planned and ready to be quantized."""
+
+    @property
+    def plan(self) -> Plan:
+        """What becomes of every layer."""
+        ...
+
+    @property
+    def frontier(self) -> Frontier | None:
+        """Where the plan was chosen by size: everything that was possible."""
+        ...
+
+    @property
+    def chosen(self) -> PricedPlan | None:
+        """Where the plan was chosen by size: the plan with its figures."""
+        ...
+
+    def apply(self, destination: Path, resources: Resources, advance: Advance = ...) -> Report:
+        """Write the result."""
+        ...
+
+    def __enter__(self) -> Self:
+        """A job may hold the files of its source."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close them."""
+        ...
+
+
+def quantize(  # noqa: PLR0913 - the options of a public function
+    source: AnyPath,
+    destination: AnyPath,
+    spec: QuantSpec | None = None,
+    *,
+    max_memory: int | str = DEFAULT_MAX_MEMORY,
+    threads: int = 0,
+    force: bool = False,
+    advance: Advance = lambda _: None,
+    **options: Unpack[QuantizeOptions],
+) -> Report:
+    """Quantize a Hugging Face folder into another one, or an .onnx file into another; prints nothing.
+
+    Args:
+        source: the float model.
+        destination: what to write; it appears complete or not at all.
+        spec: for linear, convolution and expert weights; None: what is best, with the fields of `fixed`.
+        max_memory: bound on the peak memory of the process, bytes or text such as "1GiB".
+        threads: 0 takes all processors.
+        force: whether what is at the destination may be replaced.
+        advance: told the number of source bytes that are done, from any thread.
+        **options: `fixed` (fields of `QuantSpec` that are decided), `preset`, `embeddings`, `include`, `exclude`, `target`,
+            `target_bits`, `target_size`, `weighting`, `plan`; of .onnx files also `format`, `block_size`,
+            `accuracy_level`, `activations`. See `QuantizeOptions`.
+
+    Returns:
+        What became of every tensor, with its error.
+
+    Raises:
+        SpecError, SourceError, TensorError, DestinationError: see `splitquant.errors`; on an error nothing is left.
+    """
+    resources = Resources.of(max_memory, threads, force=force)
+    with prepare(source, spec, resources, **options) as job:
+        return job.apply(Path(destination), resources, advance)
+
+
+def dry_run(
+    source: AnyPath,
+    spec: QuantSpec | None = None,
+    *,
+    max_memory: int | str = DEFAULT_MAX_MEMORY,
+    threads: int = 0,
+    **options: Unpack[QuantizeOptions],
+) -> Plan:
+    """What `quantize` would do with every tensor, and why; reads no weights unless a size is given."""
+    with prepare(source, spec, Resources.of(max_memory, threads), **options) as job:
+        return job.plan
+
+
+def prepare(
+    source: AnyPath,
+    spec: QuantSpec | None,
+    resources: Resources,
+    advance: Advance = lambda _: None,
+    **options: Unpack[QuantizeOptions],
+) -> Job:
+    """Open a source and plan it: the first half of `quantize`.
+
+    Args:
+        source: a folder or an .onnx file.
+        spec: as in `quantize`.
+        resources: what may be used; measuring for a size takes them too.
+        advance: told source bytes that are measured or passed over, from any thread.
+        **options: as in `quantize`.
+
+    Raises:
+        SpecError, SourceError, TensorError: see `splitquant.errors`.
+    """
+    of_onnx = {name: options[name] for name in _OF_ONNX if name in options}  # type: ignore[literal-required]
+    asked = {name: value for name, value in options.items() if name not in _OF_ONNX}
+    plan_file, weighting = asked.pop("plan", None), asked.get("weighting", "energy")
+    if isinstance(weighting, str) and weighting not in ("energy", "relative"):
+        asked["weighting"] = read_edited_json(Path(weighting))
+    planned = PlanOptions(spec=spec, plan_file=None if plan_file is None else Path(plan_file), **asked)  # type: ignore[arg-type]
+    if is_onnx(source):
+        from splitquant.onnx.job import prepare_model  # noqa: PLC0415 - an extra, asked for by the name of the source
+
+        return prepare_model(Path(source), planned, resources, advance, **of_onnx)
+    if of_onnx:
+        raise SpecError(f"{source}: is no .onnx file; leave out {', '.join(of_onnx)}")
+    return prepare_folder(Path(source), planned, resources, advance)
+
+
+def verify(
+    source: AnyPath,
+    destination: AnyPath,
+    *,
+    max_memory: int | str = DEFAULT_MAX_MEMORY,
+    advance: Advance = lambda _: None,
+) -> Verified:
+    """Hold a quantized folder against its source; VerifyError names the first tensor that is off.
+
+    Args:
+        source: the float folder.
+        destination: what `quantize` made of it.
+        max_memory: as in `quantize`.
+        advance: told the number of source bytes that are done.
+    """
+    return verify_folder(open_folder(Path(source)), Path(destination), Resources.of(max_memory, 1).budget(), advance)
+
+
+def dequantize(
+    source: AnyPath,
+    destination: AnyPath,
+    *,
+    max_memory: int | str = DEFAULT_MAX_MEMORY,
+    force: bool = False,
+    advance: Advance = lambda _: None,
+) -> int:
+    """Write the plain float folder that a quantized one stands for; returns the bytes of its tensors.
+
+    Args:
+        source: a quantized folder.
+        destination: what to write; it appears complete or not at all.
+        max_memory: as in `quantize`.
+        force: as in `quantize`.
+        advance: told the number of float bytes that are done.
+    """
+    budget = Resources.of(max_memory, 1).budget()
+    return dequantize_folder(open_quantized(Path(source)), Path(destination), budget, force=force, advance=advance)
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """What a folder holds: outcomes of a quantized one, or what the rules would make of a float one."""
+
+    report: Report
+    quantized: bool
+
+
+def inspect(folder: AnyPath) -> Inspected:
+    """What a folder holds, from its headers and its report; SourceError for one that another tool quantized."""
+    opened = open_folder(Path(folder))
+    if is_quantized(opened):
+        return Inspected(with_table(opened).known_report(), quantized=True)
+    return Inspected(planned_report(plan_folder(float_folder(opened), Recipe())), quantized=False)
+
+
+def is_onnx(source: AnyPath) -> bool:
+    """Whether a source is an ONNX file, by its name; anything else is a folder."""
+    return Path(source).suffix.lower() == ".onnx"
+
+
+def files_of(source: AnyPath, destination: AnyPath | None = None) -> list[Path]:
+    """The files that a source consists of (a folder itself too), and those that its result would."""
+    path = Path(source)
+    if not is_onnx(path):
+        return [path, *path.glob("*.safetensors"), *([] if destination is None else [Path(destination)])]
+    from splitquant.onnx.wire.destination import data_path_of  # noqa: PLC0415 - as above
+    from splitquant.onnx.wire.source import data_files_of  # noqa: PLC0415
+
+    made = [] if destination is None else [Path(destination), data_path_of(Path(destination))]
+    return [path, *data_files_of(path), *made]
+
+
+def source_bytes(source: AnyPath) -> int:
+    """About the bytes of weights of a source: of its files, for a bar of progress."""
+    return sum(path.stat().st_size for path in files_of(source) if path.is_file())

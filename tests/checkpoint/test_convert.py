@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from any_spec import specs
-from expected_planes import expected_planes, stored, tiny_windows
-from folders import (
+from builders.any_spec import specs
+from builders.expected_planes import expected_planes, stored, tiny_windows
+from builders.folders import (
     CONFIG,
     as_array,
     normal,
@@ -70,7 +70,7 @@ def test_planes_are_those_of_the_array_in_memory(tmp_path, dtype, spec):
         return
     assert read_folder(tmp_path / "q") == planes
     array = as_window(np.frombuffer(weight.data, np.uint8), dtype, 33, 250)
-    assert report.tensors[0].figures == quantize_array(array, spec).figures
+    assert report.outcomes[0].figures == quantize_array(array, spec).figures
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def test_any_cut_of_any_spec(tmp_path_factory, shape, spec, nbytes, dtype, seed)
         assert report.stored_bytes == size
     else:
         assert read_folder(tmp_path / "q") == {"a.weight": weight}
-        assert f"would not get smaller ({size} bytes instead of {len(weight.data)})" in report.tensors[0].reason
+        assert f"would not get smaller ({size} bytes instead of {len(weight.data)})" in report.outcomes[0].reason
 
 
 @pytest.mark.parametrize("spec", BEYOND, ids=str)

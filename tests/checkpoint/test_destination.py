@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from folders import normal, tiny_folder, tiny_sharded, tree, write_folder
+from builders.folders import normal, tiny_folder, tiny_sharded, tree, write_folder
 from splitquant.api import dequantize, quantize
-from splitquant.checkpoint import convert
+from splitquant.checkpoint import shard
 from splitquant.errors import DestinationError, SourceError, TensorError
 from splitquant.storage import files
-from splitquant.storage.workplace import Workplace
 
 
 @pytest.fixture
@@ -288,7 +287,7 @@ def test_disk_with_too_little_room_is_refused_before_any_work(tmp_path, source, 
     """The size of the output is known beforehand, and a disk that is too small is refused at once."""
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    monkeypatch.setattr(convert, "transform_tensor", None)
+    monkeypatch.setattr(shard, "transform_tensor", None)
     with pytest.raises(DestinationError, match=r"the output takes \d+ MB and .* has 0 MB free"):
         quantize(source, tmp_path / "a/b/q")
     assert names(tmp_path) == ["m"]
@@ -350,28 +349,6 @@ def test_two_runs_at_once(tmp_path, source):
     assert told == [True, "refused"]
     quantize(source, tmp_path / "q2")
     assert tree(tmp_path / "q") == tree(tmp_path / "q2")
-
-
-def _full_disk(*_, **__):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def test_workplace_is_free_after_a_failure(tmp_path, monkeypatch):
-    """After a failure the place is free at once, and no descriptor stays open."""
-    before = open_descriptors()
-    for _ in range(3):
-        with pytest.raises(RuntimeError), Workplace(tmp_path / "q", "one"):
-            raise RuntimeError
-    (tmp_path / ".q.partial").write_text("a file in its way")
-    for _ in range(3):
-        with pytest.raises(DestinationError), Workplace(tmp_path / "q", "one"):
-            pass
-    (tmp_path / ".q.partial").unlink()
-    monkeypatch.setattr(Path, "open", _full_disk)
-    for _ in range(3):
-        with pytest.raises(DestinationError), Workplace(tmp_path / "q", "one"):
-            pass
-    assert open_descriptors() == before
 
 
 def test_descriptors_are_closed(tmp_path, source, monkeypatch):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from folders import CONFIG, normal, safetensors_bytes, split_up, tiny_tensors, write_folder, write_sharded
+from builders.folders import CONFIG, normal, safetensors_bytes, split_up, tiny_tensors, write_folder, write_sharded
 from splitquant.checkpoint.folder import open_folder
 from splitquant.errors import SourceError
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from folders import Raw, bf16, normal, tiny_folder, tiny_tensors, write_folder
+from builders.folders import Raw, bf16, normal, tiny_folder, tiny_tensors, write_folder
 from splitquant.api import quantize
-from splitquant.checkpoint import measure
-from splitquant.checkpoint.convert import plan_folder
-from splitquant.checkpoint.measure import measure_folder, sample_of
+from splitquant.checkpoint.costs import FolderCosts
+from splitquant.checkpoint.measure import measure_folder
+from splitquant.checkpoint.source import open_float_folder, plan_folder
 from splitquant.core.spec import EMBEDDING, PAPER, QuantSpec
 from splitquant.errors import SpecError, TensorError
-from splitquant.format.planes import Geometry
-from splitquant.plan.plan import Recipe
+from splitquant.plan import sample
+from splitquant.plan.recipe import Recipe
 from splitquant.storage.memory import MIB, MemoryBudget
 
 POOL = (
@@ -30,75 +30,65 @@ POOL = (
 )
 
 
-def options_of(source, pool=POOL, threads=1, memory=1024 * MIB, recipe=None):
-    """What `measure_folder` finds for all tensors that a recipe quantizes."""
-    folder, plan = plan_folder(source, recipe or Recipe(QuantSpec(2, 1, granularity="tensor")))
-    return measure_folder(folder, plan.quantized, lambda _: pool, MemoryBudget(memory, threads))
+def measured(source, pool=POOL, threads=1, memory=1024 * MIB):
+    """What `measure_folder` finds for all tensors that could be quantized."""
+    folder = open_float_folder(source)
+    plan = plan_folder(folder, Recipe(QuantSpec(2, 1, granularity="tensor")))
+    return measure_folder(folder, [(one.layer, pool) for one in plan.quantized], MemoryBudget(memory, threads))
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32", "fp64"])
 def test_the_figures_of_the_real_run(tmp_path, dtype):
     source = tiny_folder(tmp_path / "m", dtype=dtype)
-    found = {option.tensor.name: option for option in options_of(source)}
-    assert all(option.exact for option in found.values())
+    found = {one.layer.name: one for one in measured(source)}
+    costs = FolderCosts(open_float_folder(source))
+    assert all(one.exact for one in found.values())
     for number, spec in enumerate(POOL[:-1]):
         report = quantize(source, tmp_path / "q", spec, embeddings=spec, force=True)
-        for tensor in report.quantized:
-            option = found[tensor.name]
-            assert (option.signal, option.noise[number]) == (tensor.figures.signal, tensor.figures.noise)
-            assert option.nbytes(spec) == tensor.stored_bytes
-    for option in found.values():
-        assert (option.noise[-1], option.nbytes(None)) == (0.0, option.tensor.nbytes)
+        for tensor in report.changed:
+            one = found[tensor.name]
+            assert (one.signal, one.noise[number]) == (tensor.figures.signal, tensor.figures.noise)
+            assert costs.price(one.layer, spec) == tensor.stored_bytes
+    assert {one.noise[-1] for one in found.values()} == {0.0}
 
 
 @pytest.mark.parametrize("largest", [1 << 20, 500])
 def test_same_result_whatever_the_threads_and_the_memory(tmp_path, monkeypatch, largest):
-    monkeypatch.setattr(measure, "SAMPLE_WEIGHTS", largest)
+    monkeypatch.setattr(sample, "SAMPLE_WEIGHTS", largest)
     source = tiny_folder(tmp_path / "m")
-    found = options_of(source)
-    assert found == options_of(source, threads=3, memory=300 * MIB)
-    assert {option.exact for option in found} == ({True} if largest > 10_000 else {False})
+    found = measured(source)
+    assert found == measured(source, threads=3, memory=300 * MIB)
+    assert {one.exact for one in found} == ({True} if largest > 10_000 else {False})
 
 
 def test_a_sample_is_close_and_scaled(tmp_path, monkeypatch):
     source = write_folder(tmp_path / "m", {"a.weight": normal(1, 512, 128), "b.experts.w.weight": normal(2, 9, 64, 96)})
-    whole = options_of(source)
-    monkeypatch.setattr(measure, "SAMPLE_WEIGHTS", 1 << 13)
-    for one, other in zip(whole, options_of(source), strict=True):
+    whole = measured(source)
+    monkeypatch.setattr(sample, "SAMPLE_WEIGHTS", 1 << 13)
+    for one, other in zip(whole, measured(source), strict=True):
         assert one.exact
         assert not other.exact
         assert np.allclose(one.signal, other.signal, rtol=0.1)
         assert np.allclose(one.noise, other.noise, rtol=0.3)
 
 
-def test_a_sample_is_whole_rows_evenly_spread(monkeypatch):
-    monkeypatch.setattr(measure, "SAMPLE_WEIGHTS", 100)
-    (one,) = sample_of(Geometry(1, 50, 10, (50, 10), 0))
-    assert (one.matrix, one.rows.tolist()) == (0, [2, 7, 12, 17, 22, 27, 32, 37, 42, 47])
-    many = sample_of(Geometry(16, 50, 10, (50, 10), 0))
-    assert [sample.matrix for sample in many] == [1, 3, 5, 7, 9, 11, 13, 15]
-    assert {tuple(sample.rows.tolist()) for sample in many} == {(25,)}
-    (wide,) = sample_of(Geometry(1, 2, 1000, (2, 1000), 0))
-    assert wide.rows.tolist() == [1]
-
-
 @pytest.mark.parametrize("largest", [1 << 20, 2000])
 def test_output_channels_that_are_not_the_first_axis(tmp_path, monkeypatch, largest):
     """A Conv1D weight is measured as its transpose would be."""
-    monkeypatch.setattr(measure, "SAMPLE_WEIGHTS", largest)
+    monkeypatch.setattr(sample, "SAMPLE_WEIGHTS", largest)
     weight = normal(3, 96, 64)
     turned = write_folder(tmp_path / "t", {"h.0.attn.c_attn.weight": weight}, config={"model_type": "gpt2"})
     usual = write_folder(tmp_path / "u", {"h.0.attn.c_attn.weight": np.ascontiguousarray(weight.T)})
     pool = (QuantSpec(4), QuantSpec(4, 1))
-    (one,), (other,) = options_of(turned, pool), options_of(usual, pool)
-    assert one.tensor.role.axis == 1
+    (one,), (other,) = measured(turned, pool), measured(usual, pool)
+    assert one.layer.axis == 1
     assert (one.noise, one.signal) == (other.noise, other.signal)
 
 
 def test_fp8(tmp_path):
     source = write_folder(tmp_path / "m", {"a.weight": Raw("F8_E4M3", (64, 64), bytes(range(126)) * 32 + bytes(64))})
-    (option,) = options_of(source, (QuantSpec(4, 1),))
-    assert 0 < option.noise[0] < option.signal
+    (one,) = measured(source, (QuantSpec(4, 1),))
+    assert 0 < one.noise[0] < one.signal
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -111,7 +101,7 @@ def test_nan(tmp_path, value):
     with pytest.raises(
         TensorError, match=r"model\.safetensors: tensor 'model\.layers\.1\.self_attn\.q_proj\.weight' holds NaN"
     ):
-        options_of(source)
+        measured(source)
 
 
 def test_a_matrix_that_memory_cannot_hold(tmp_path):
@@ -119,4 +109,4 @@ def test_a_matrix_that_memory_cannot_hold(tmp_path):
         tmp_path / "m", {"h.0.attn.c_attn.weight": normal(3, 2500, 1200)}, config={"model_type": "gpt2"}
     )
     with pytest.raises(SpecError, match="has to be held whole"):
-        options_of(source, memory=193 * MIB)
+        measured(source, memory=193 * MIB)

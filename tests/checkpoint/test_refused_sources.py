@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
-from expected_planes import fp8
-from folders import (
+from builders.expected_planes import fp8
+from builders.folders import (
     CONFIG,
     bf16,
     normal,
@@ -19,12 +20,9 @@ from folders import (
     write_sharded,
 )
 from splitquant.api import quantize
-from splitquant.checkpoint.convert import quantize_folder
 from splitquant.core.spec import PAPER, QuantSpec
 from splitquant.core.split import quantize_array
-from splitquant.errors import SourceError, TensorError
-from splitquant.plan.plan import Recipe
-from splitquant.storage.resources import Resources
+from splitquant.errors import SourceError, SpecError, TensorError
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -52,6 +50,21 @@ def test_nonfinite_fp8_is_refused(tmp_path, dtype, code):
     source = write_folder(tmp_path / "m", {"a.weight": raw(codes, dtype)})
     with pytest.raises(TensorError, match=r"'a\.weight' holds NaN or infinity"):
         quantize(source, tmp_path / "q", PAPER)
+
+
+def test_the_remedy_works_for_names_that_look_like_globs(tmp_path):
+    """`layers[0].weight` is excluded by the very words of the error, and nothing else is."""
+    good, bad = normal(1, 64, 64), normal(2, 64, 64)
+    bad[5, 7] = 0x7FC0
+    source = write_folder(tmp_path / "m", {"layers[0].weight": bad, "layers[1].weight": good})
+    with pytest.raises(TensorError, match=r"--exclude 'layers\[0\]\.weight'$") as error:
+        quantize(source, tmp_path / "q")
+    (advice,) = re.findall("--exclude '(.*)'$", str(error.value))
+    report = quantize(source, tmp_path / "q", exclude=advice)
+    assert [outcome.outcome for outcome in report.outcomes] == ["kept", "quantized"]
+    assert report["layers[0].weight"].reason == "excluded by 'layers[0].weight'"
+    with pytest.raises(SpecError, match=r"the pattern 'layers\[0\]\.\*' matches none of the 2 tensors"):
+        quantize(source, tmp_path / "q2", exclude="layers[0].*")  # a class of characters: layers0.weight
 
 
 def test_doubles_beyond_float32_are_refused(tmp_path):
@@ -141,36 +154,3 @@ def test_two_tensors_of_one_name_are_refused(tmp_path, plane):
     assert not (tmp_path / "q").exists()
     quantize(source, tmp_path / "q", exclude=["a.weight"])
     assert read_folder(tmp_path / "q") == read_folder(source)
-
-
-def test_files_stay_open_as_long_as_threads_use_them(tmp_path, monkeypatch):
-    """When one tensor fails, files are closed only after every thread has come to its end (descriptors are reused)."""
-    import threading
-    import time
-
-    from splitquant.checkpoint import convert
-    from splitquant.storage.files import TargetFile
-
-    source = write_folder(tmp_path / "m", {f"{i}.weight": normal(i, 64, 64) for i in range(4)})
-    running, late = [], []
-    begun = threading.Event()
-
-    def transform(plan, *_):
-        if plan.name == "0.weight":
-            begun.wait(5)
-            raise TensorError("holds NaN")
-        running.append(plan.name)
-        begun.set()
-        time.sleep(0.2)
-        running.remove(plan.name)
-
-    def close(self):
-        late.extend(running)
-        original(self)
-
-    original = TargetFile.close
-    monkeypatch.setattr(convert, "transform_tensor", transform)
-    monkeypatch.setattr(TargetFile, "close", close)
-    with pytest.raises(TensorError):
-        quantize_folder(source, tmp_path / "q", Recipe(), Resources(threads=2))
-    assert late == []

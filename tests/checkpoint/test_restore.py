@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from folders import (
+from builders.folders import (
     CONFIG,
     Raw,
     is_canonical,
@@ -33,15 +33,14 @@ KINDS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 def expected(source, tensors, spec):
     """What every tensor of a source becomes when it is quantized and dequantized in memory."""
     found = {name: raw(tensor) for name, tensor in tensors.items()}
-    for plan in dry_run(source, spec).quantized:
-        array, axis = np.asarray(tensors[plan.name]), plan.role.axis
-        if plan.role.stack:
-            values = np.stack(
-                [quantize_array(part, plan.spec, axis - 1).dequantize(DTYPES[plan.dtype].kind) for part in array]
-            )
+    for decision in dry_run(source, spec).quantized:
+        layer, chosen = decision.layer, decision.spec
+        array, kind = np.asarray(tensors[layer.name]), DTYPES[layer.dtype].kind
+        if layer.stack:
+            values = np.stack([quantize_array(part, chosen, layer.axis - 1).dequantize(kind) for part in array])
         else:
-            values = quantize_array(array, plan.spec, axis).dequantize(DTYPES[plan.dtype].kind)
-        found[plan.name] = Raw(KINDS[DTYPES[plan.dtype].kind], array.shape, np.ascontiguousarray(values).tobytes())
+            values = quantize_array(array, chosen, layer.axis).dequantize(kind)
+        found[layer.name] = Raw(KINDS[kind], array.shape, np.ascontiguousarray(values).tobytes())
     return found
 
 

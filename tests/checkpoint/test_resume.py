@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
 
-from folders import CONFIG, normal, read_folder, tiny_sharded, tree, write_sharded
+from builders.commands import wait_for
+from builders.folders import CONFIG, normal, read_folder, tiny_sharded, tree, write_sharded
 from splitquant.api import dequantize, quantize
 from splitquant.checkpoint import convert, restore
 from splitquant.core.spec import PAPER, QuantSpec
 from splitquant.errors import DestinationError
-from splitquant.storage.resources import Resources
 
 SRC = Path(convert.__file__).parents[2]
 
@@ -26,20 +26,20 @@ SLOW = """
     import sys, time
     from pathlib import Path
     from splitquant.api import quantize
-    from splitquant.checkpoint import convert
+    from splitquant.checkpoint import shard
+    from splitquant.checkpoint.folder import open_folder
 
     source, destination, marker = map(Path, sys.argv[1:])
-    original = convert.transform_tensor
-    first = set(convert.plan_folder(source, convert.Recipe())[0].shards[0].entries)
-    names = {entry.name for entry in first}
+    original = shard.transform_tensor
+    names = {entry.name for entry in open_folder(source).shards[0].entries}
 
     def transform(plan, streams, pool):
         if plan.name not in names:
             marker.touch()
-            time.sleep(60)
+            time.sleep(600)
         return original(plan, streams, pool)
 
-    convert.transform_tensor = transform
+    shard.transform_tensor = transform
     quantize(source, destination)
 """
 
@@ -58,11 +58,7 @@ def start_slow(tmp_path, source):
     process = subprocess.Popen(
         [sys.executable, driver, source, tmp_path / "q", marker], env={**os.environ, "PYTHONPATH": str(SRC)}
     )
-    deadline = time.monotonic() + 30
-    while not marker.exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(marker, process)
     return process
 
 
@@ -143,7 +139,7 @@ def test_report_of_a_resumed_run_is_whole(tmp_path, source):
     """The report of a resumed run is that of an uninterrupted one, tensor by tensor."""
     interrupted(tmp_path, source, 2)
     resumed, whole = quantize(source, tmp_path / "q"), quantize(source, tmp_path / "whole")
-    assert resumed.tensors == whole.tensors
+    assert resumed.outcomes == whole.outcomes
 
 
 def test_threads_and_memory_do_not_matter(tmp_path, source):
@@ -264,7 +260,7 @@ def test_dequantize_is_taken_up_too(tmp_path, source):
         with pytest.raises(KeyboardInterrupt):
             dequantize(tmp_path / "p", tmp_path / "q")
     told = []
-    restore.dequantize_folder(tmp_path / "p", tmp_path / "q", Resources().budget(), advance=told.append)
+    dequantize(tmp_path / "p", tmp_path / "q", advance=told.append)
     assert tree(tmp_path / "q") == tree(tmp_path / "f")
     assert sum(told) == sum(len(tensor.data) for tensor in read_folder(tmp_path / "q").values())
 
@@ -279,3 +275,11 @@ def test_another_source_with_the_same_times_starts_clean(tmp_path, source):
     report = quantize(other, tmp_path / "q")
     assert report.run.resumed_shards == 0
     assert tree(tmp_path / "q") == clean(tmp_path, other)
+
+
+def test_a_copy_of_the_source_goes_on(tmp_path, source):
+    """Nothing that decides is about a disk or a machine: a copy that kept its times takes up what the original began."""
+    interrupted(tmp_path, source, 2)
+    copy = shutil.copytree(source, tmp_path / "elsewhere" / "m")
+    assert quantize(copy, tmp_path / "q").run.resumed_shards == 2
+    assert tree(tmp_path / "q") == clean(tmp_path, source)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
 
-from folders import Raw, bf16, frame, is_canonical, normal, read_tensors, safetensors_bytes
+from builders.folders import Raw, bf16, frame, is_canonical, normal, read_tensors, safetensors_bytes
 from splitquant.checkpoint.safetensors import (
     DTYPE_BITS,
     MAX_HEADER_BYTES,

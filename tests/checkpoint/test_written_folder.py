@@ -8,8 +8,8 @@ import zlib
 import numpy as np
 import pytest
 
-from expected_planes import tiny_windows
-from folders import (
+from builders.expected_planes import tiny_windows
+from builders.folders import (
     CONFIG,
     Raw,
     bf16,
@@ -193,8 +193,8 @@ def test_report_in_the_folder(tmp_path):
     report = quantize(tiny_sharded(tmp_path / "m"), tmp_path / "q")
     data = json.loads((tmp_path / "q/splitquant_report.json").read_text())
     assert "run" not in data
-    assert data["tensors"] == json.loads(json.dumps([tensor.to_dict() for tensor in report.tensors]))
-    checksums = {name: crc for tensor in report.tensors for name, crc in tensor.checksums.items()}
+    assert data["tensors"] == json.loads(json.dumps([tensor.to_dict() for tensor in report.outcomes]))
+    checksums = {name: crc for tensor in report.outcomes for name, crc in tensor.checksums.items()}
     assert checksums == {name: f"{zlib.crc32(t.data):08x}" for name, t in read_folder(tmp_path / "q").items()}
     assert report.run.resumed_shards == 0
     assert report.run.threads >= 1
@@ -204,8 +204,8 @@ def test_plan_foretells_the_output(tmp_path):
     """The sizes of the plan are those of the output, tensor by tensor."""
     source = tiny_sharded(tmp_path / "m")
     plan, report = dry_run(source), quantize(source, tmp_path / "q")
-    assert [(t.name, t.stored_bytes, t.spec, t.reason) for t in plan.tensors] == [
-        (t.name, t.stored_bytes, t.spec, t.reason) for t in report.tensors
+    assert [(t.name, t.stored_bytes, t.spec, t.reason) for t in plan.decisions] == [
+        (t.name, t.stored_bytes, t.spec, t.reason) for t in report.outcomes
     ]
     assert plan.stored_bytes == sum(len(tensor.data) for tensor in read_folder(tmp_path / "q").values())
 
@@ -226,7 +226,7 @@ def test_nothing_to_quantize(tmp_path):
     source = write_folder(tmp_path / "m", {"norm.weight": normal(1, 8)}, config={})
     report = quantize(source, tmp_path / "q")
     assert read_folder(tmp_path / "q") == read_folder(source)
-    assert report.quantized == ()
+    assert report.changed == ()
     quantization = json.loads((tmp_path / "q/config.json").read_text())["quantization_config"]
     assert (quantization["specs"], quantization["tensors"]) == ([], {})
 

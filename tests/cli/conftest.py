@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from commands import Done
-from folders import (
+from builders.commands import Done
+from builders.folders import (
     tiny_folder,
 )
 from splitquant.cli import main

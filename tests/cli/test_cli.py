@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import pytest
 
 import splitquant
-from commands import ESCAPE, environment, process, refused
-from folders import (
+from builders.commands import ESCAPE, environment, process, refused
+from builders.folders import (
     flip_byte,
     normal,
     place_of,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from commands import refused
-from folders import (
+from builders.commands import refused
+from builders.folders import (
     normal,
     write_folder,
 )

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from commands import Done, process, refused
-from folders import (
+from builders.commands import Done, process, refused
+from builders.folders import (
     read_folder,
     tiny_tensors,
     tree,
@@ -179,10 +179,15 @@ def test_the_folder_one_is_in_is_never_replaced(cli, tmp_path, source, monkeypat
 
 def test_json_never_overwrites_the_model(cli, tmp_path, source):
     """--json at the place of the source or of the destination is refused before any work."""
+    pytest.importorskip("onnx")
+    from builders.onnx_models import matmul
+
     model = tmp_path / "model.onnx"
-    model.write_bytes(b"a model")
+    model.write_bytes(matmul().SerializeToString())
+    before = model.read_bytes()
     for verb in ("quantize", "split"):
         for place in (model, tmp_path / "out.onnx"):
             refused(cli(verb, model, "-o", tmp_path / "out.onnx", "--json", place), 1, "choose another file")
-    assert model.read_bytes() == b"a model"
+    assert model.read_bytes() == before
+    assert not (tmp_path / "out.onnx").exists()
     refused(cli("quantize", source, "-o", tmp_path / "q", "--json", tmp_path / "q"), 1, "choose another file")

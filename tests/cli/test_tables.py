@@ -6,7 +6,7 @@ from io import StringIO
 
 import pytest
 
-from folders import normal, tiny_folder, write_folder
+from builders.folders import normal, tiny_folder, write_folder
 from splitquant.api import dry_run, quantize
 from splitquant.cli.tables import console, summary_table, tensor_table
 from splitquant.core.spec import PAPER, QuantSpec
@@ -56,16 +56,16 @@ def test_summary_of_other_specs_keeps_all_words(tmp_path, spec, width):
 def test_summary_figures(report):
     """The last row is that of all tensors: their number, both sizes and the SQNR."""
     last = rendered(summary_table(report), 120)[-1].split()
-    assert str(len(report.tensors)) in last
+    assert str(len(report.outcomes)) in last
     assert f"{report.figures.sqnr_db:.2f}" in last
-    assert f"{8 * report.stored_bytes / sum(t.weights for t in report.tensors):.2f}" in last
+    assert f"{8 * report.stored_bytes / sum(t.weights for t in report.outcomes):.2f}" in last
 
 
 def test_tensor_table_has_a_line_per_tensor_where_there_is_room(report):
     """With room enough every tensor has one line with name, dtype, shape and outcome."""
-    lines = rendered(tensor_table(report.tensors), 200)
-    assert len(lines) == 1 + len(report.tensors)
-    for line, tensor in zip(lines[1:], report.tensors, strict=True):
+    lines = rendered(tensor_table(report.outcomes), 200)
+    assert len(lines) == 1 + len(report.outcomes)
+    for line, tensor in zip(lines[1:], report.outcomes, strict=True):
         assert line.startswith(f"{tensor.name} ")
         assert "x".join(map(str, tensor.shape)) in line
         assert (str(tensor.spec) if tensor.spec else tensor.reason) in line
@@ -74,11 +74,11 @@ def test_tensor_table_has_a_line_per_tensor_where_there_is_room(report):
 @pytest.mark.parametrize("width", [80, 120])
 def test_tensor_table_loses_nothing(report, width):
     """In a narrow terminal no letter of a name or an outcome is lost."""
-    lines = rendered(tensor_table(report.tensors), width)
+    lines = rendered(tensor_table(report.outcomes), width)
     assert max(map(len, lines)) <= width
     assert "…" not in "".join(lines)
     letters = "".join("".join(lines).split())
-    for tensor in report.tensors:
+    for tensor in report.outcomes:
         assert tensor.name.rsplit(".", 1)[0][:12] in letters
 
 
@@ -87,6 +87,6 @@ def test_markup_in_names_is_text(tmp_path, name):
     """Names and patterns are shown as they are, whatever they would mean as markup."""
     source = write_folder(tmp_path / "m", {name: normal(1, 64, 64), "b.weight": normal(2, 64, 64)})
     report = planned_report(dry_run(source, exclude=[name.replace("[", "[[]")]))
-    assert name in "\n".join(rendered(tensor_table(report.tensors), 200))
+    assert name in "\n".join(rendered(tensor_table(report.outcomes), 200))
     summary = "\n".join(rendered(summary_table(report, planned=True), 200))
     assert repr(name.replace("[", "[[]")) in summary

@@ -9,12 +9,11 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 
 import pytest
 
-from commands import ESCAPE, environment, process
-from folders import (
+from builders.commands import ESCAPE, environment, process, wait_for
+from builders.folders import (
     tiny_sharded,
     tree,
 )
@@ -24,23 +23,30 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-7](;[0-9;]*)?m|\x1b\[38;")
 
 
 SLOW = """
-    import sys, time
+    import signal, sys, threading
     from pathlib import Path
-    from splitquant.checkpoint import convert
+    from splitquant.checkpoint import shard
     from splitquant.cli import main
 
     marker = Path(sys.argv.pop(1))
-    original = convert.transform_tensor
-    done = []
+    original = shard.transform_tensor
+    done, interrupted = [], threading.Event()
+
+    def interrupt(number, frame):
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    # Whoever started the tests may have had the signal ignored, and a child inherits that.
+    signal.signal(signal.SIGINT, interrupt)
 
     def transform(plan, streams, pool):
         if len(done) > 6:
             marker.touch()
-            time.sleep(1.5)
+            interrupted.wait()
         done.append(plan.name)
         return original(plan, streams, pool)
 
-    convert.transform_tensor = transform
+    shard.transform_tensor = transform
     main.run()
 """
 
@@ -114,13 +120,9 @@ def test_interrupt(tmp_path):
     with subprocess.Popen(
         command, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as running:
-        deadline = time.monotonic() + 30
-        while not marker.exists():
-            assert running.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_for(marker, running)
         running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=30)
+        out, err = running.communicate(timeout=300)
     assert running.returncode == 130
     assert out == ""
     assert re.fullmatch("error: interrupted; the same command takes up .*\n", err)

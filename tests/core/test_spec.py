@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from any_spec import specs
+from builders.any_spec import specs
 from splitquant.core.granularity import Granularity
 from splitquant.core.spec import CLUSTER_ID_BITS, EMBEDDING, PAPER, WIDTHS, QuantSpec
 from splitquant.core.strategies import LAYOUTS, MAX_CLUSTERS

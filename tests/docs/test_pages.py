@@ -8,7 +8,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from tests.folders import tiny_folder
+
+from builders.folders import tiny_folder
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

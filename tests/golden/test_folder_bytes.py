@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from golden.folder_cases import CASES, written
+from builders.folder_cases import CASES, written
 
 EXPECTED = json.loads(Path(__file__).with_name("folder_bytes.json").read_text("utf-8"))
 

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import splitquant
-from splitquant.torch.layers import packed_weights
+from splitquant.torch.carriers import packed_weights
 
 MODELS = (
     "llama", "llama-tied", "llama-bf16", "gemma3", "bert", "gpt2", "opt", "mixtral", "qwen2-moe", "gpt-oss", "t5",

@@ -13,7 +13,7 @@ import splitquant
 from splitquant import QuantSpec, SplitQuantConfig
 from splitquant.checkpoint.quantized import open_quantized
 from splitquant.errors import SpecError, TensorError
-from splitquant.torch.layers import packed_weights
+from splitquant.torch.carriers import packed_weights
 
 DENSE = ("llama", "llama-tied", "llama-bf16", "gemma3", "bert", "gpt2", "opt", "t5", "whisper", "vit", "resnet")
 

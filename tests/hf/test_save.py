@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import splitquant
 from splitquant.checkpoint.quantized import open_quantized
-from splitquant.torch.layers import packed_weights
+from splitquant.torch.carriers import packed_weights
 
 
 def _tensors(folder):

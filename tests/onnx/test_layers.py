@@ -1,260 +1,267 @@
-"""Every operator, in every form: the split model is the same function, the quantized one is near it."""
+"""Nodes as layers: whose weight is shared, what patterns may call them, what is listed with its reason."""
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnx_models import BFLOAT16, FLOAT, FLOAT16, heavy, matmul, model, ops, run, sqnr, value
 
 import splitquant.onnx as sqo
-from splitquant import QuantSpec
+from builders.onnx_models import (
+    branch,
+    heavy,
+    matmul,
+    model,
+    near,
+    value,
+)
+from splitquant.errors import SpecError, TensorError
+from splitquant.onnx.forms.options import OnnxForm
+from splitquant.onnx.graph.scopes import open_scopes
+from splitquant.onnx.layers import node_layers
+from splitquant.onnx.wire.source import Source
 
 
-def gemm(trans_a=0, trans_b=0, alpha=1.0, beta=1.0, bias_shape=(48,)):
-    weight = heavy((48, 64) if trans_b else (64, 48))
-    node = helper.make_node(
-        "Gemm",
-        ["x", "W", *(["c"] if bias_shape is not None else [])],
-        ["y"],
-        name="fc",
-        transA=trans_a,
-        transB=trans_b,
-        alpha=alpha,
-        beta=beta,
-    )
-    weights = {"W": weight} | ({"c": heavy(bias_shape, 1)} if bias_shape is not None else {})
-    return model([node], [value("x", [64, 5] if trans_a else [5, 64])], [value("y", [5, 48])], weights)
+def test_shared_weight_is_stored_once():
+    """Two nodes of one weight share the tensors of its parts."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "W"], ["h"], name="one"),
+        helper.make_node("MatMul", ["h", "W"], ["y"], name="two"),
+    ]
+    made = model(nodes, [value("x", ["b", 64])], [value("y", ["b", 64])], {"W": heavy((64, 64))})
+    done = sqo.quantize(made)
+    near(made, done, least=12)
+    assert sum(proto.name.startswith("W.part") for proto in done.model.graph.initializer) == 6
+    assert "shares its weight" in done.report.outcomes[1].reason
+    assert done.report.outcomes[1].stored_bytes == 0
 
 
-def conv(shape, spatial, op="Conv", **attributes):
-    bias = heavy((shape[0] if op == "Conv" else shape[1] * attributes.get("group", 1),), 1)
-    node = helper.make_node(op, ["x", "W", "c"], ["y"], name="conv", **attributes)
-    channels = shape[1] * attributes.get("group", 1) if op == "Conv" else shape[0]
-    made = model([node], [value("x", [1, channels, *spatial])], [value("y", None)], {"W": heavy(shape), "c": bias})
-    return onnx.shape_inference.infer_shapes(made)
+def test_tied_embedding():
+    """A table that is gathered and, transposed, multiplied gets INT8 rows for the one and parts for the other."""
+    nodes = [
+        helper.make_node("Gather", ["E", "ids"], ["h"], name="embed"),
+        helper.make_node("Transpose", ["E"], ["Et"], perm=[1, 0]),
+        helper.make_node("MatMul", ["h", "Et"], ["y"], name="head"),
+    ]
+    made = model(nodes, [value("ids", [5], TensorProto.INT64)], [value("y", [5, 96])], {"E": heavy((96, 64))})
+    done = sqo.quantize(made, format="matmulnbits")
+    near(made, done, {"ids": np.arange(5)})
+    assert [node.form for node in done.report.outcomes] == ["Gather", "MatMulNBits"]
+    assert "E" not in {proto.name for proto in done.model.graph.initializer}
 
 
-CASES = {
-    "matmul": matmul,
-    "matmul-3d-input": lambda: matmul(batch=("b", "s", 64)),
-    "matmul-batched-weight": lambda: matmul(heavy((2, 64, 48)), batch=(2, 3, 64)),
-    "matmul-odd": lambda: matmul(heavy((37, 31)), batch=("b", 37)),
-    "matmul-constant-first": lambda: model(
-        [helper.make_node("MatMul", ["W", "x"], ["y"], name="fc")],
-        [value("x", [48, 7])],
-        [value("y", [64, 7])],
-        {"W": heavy((64, 48))},
-    ),
-    "gemm": gemm,
-    "gemm-transB": lambda: gemm(trans_b=1),
-    "gemm-transA": lambda: gemm(trans_a=1, bias_shape=None),
-    "gemm-alpha-beta": lambda: gemm(trans_a=1, trans_b=1, alpha=0.5, beta=2.0, bias_shape=(5, 48)),
-    "gemm-beta-0": lambda: gemm(beta=0.0, bias_shape=(1,)),
-    "conv1d": lambda: conv((16, 8, 5), [20], dilations=[2], strides=[2]),
-    "conv2d": lambda: conv((16, 8, 3, 3), [9, 9], pads=[1, 1, 1, 1]),
-    "conv2d-groups": lambda: conv((16, 4, 3, 3), [9, 9], group=2),
-    "conv2d-depthwise": lambda: conv((16, 1, 5, 5), [9, 9], group=16),
-    "conv3d": lambda: conv((8, 4, 3, 3, 3), [5, 5, 5]),
-    "conv-transpose": lambda: conv((8, 12, 3, 3), [6, 6], "ConvTranspose", strides=[2, 2]),
-    "conv-transpose-groups": lambda: conv((8, 6, 3, 3), [6, 6], "ConvTranspose", group=2),
-}
-
-
-@pytest.fixture(params=list(CASES))
-def layer(request):
-    return CASES[request.param]()
-
-
-def feeds(proto, seed=0):
-    return {
-        one.name: np.random.default_rng(seed)
-        .standard_normal([dim.dim_value or 3 for dim in one.type.tensor_type.shape.dim])
-        .astype(np.float32)
-        for one in proto.graph.input
+def test_everything_else_is_listed():
+    """Activations' products, other operators and vectors are listed with their reasons, nothing is skipped in silence."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "W"], ["h"], name="fc"),
+        helper.make_node("Add", ["h", "bias"], ["a"], name="add"),
+        helper.make_node("Mul", ["a", "S"], ["m"], name="mul"),
+        helper.make_node("Transpose", ["m"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["m", "t"], ["y"], name="attention"),
+    ]
+    weights = {"W": heavy((64, 48)), "bias": heavy((48,)), "S": heavy((3, 48))}
+    made = model(nodes, [value("x", [3, 64])], [value("y", [3, 3])], weights)
+    reasons = {entry.weight or entry.name: entry.reason for entry in sqo.quantize(made).report.kept}
+    assert reasons == {
+        "attention": "no input is a constant",
+        "bias": "a scalar or vector (norm, bias, scale)",
+        "S": "Mul is not split",
     }
 
 
-def test_split_is_the_same_function(layer):
-    """The sum of the branches is the layer, to float32 rounding; weights are not expanded to a sum in the graph."""
-    done = sqo.split(layer)
-    onnx.checker.check_model(done.model)
-    (outcome,) = [node for node in done.report.nodes if node.weight == "W"]
-    assert (outcome.outcome, outcome.parts) == ("split", 3)
-    assert sqnr(run(layer, feeds(layer))[0], run(done.model, feeds(layer))[0]) > 110
-    assert ops(done.model)["Sum"] == 1
-
-
-def test_float_parts_sum_to_the_weight_exactly(layer):
-    """Each weight is in one part, unchanged, and zero in the others."""
-    weights = {proto.name: numpy_helper.to_array(proto) for proto in layer.graph.initializer}
-    parts = [
-        numpy_helper.to_array(proto)
-        for proto in sqo.split(layer).model.graph.initializer
-        if proto.name.startswith("W.part")
-    ]
-    np.testing.assert_array_equal(sum(parts), weights["W"])
-    assert (sum((part != 0).astype(int) for part in parts) <= 1).all()
-
-
-@pytest.mark.parametrize("form", ["qdq", "matmulnbits"])
-@pytest.mark.parametrize(
-    ("spec", "least"),
-    [
-        (QuantSpec(bits=8, clusters=1), 36),
-        (QuantSpec(bits=4, layout="parallel"), 19),
-        (QuantSpec(bits=4, layout="parallel", granularity="tensor"), 14),
-        (QuantSpec(bits=4, clusters=2, layout="parallel", granularity="group:16"), 18),
-        (QuantSpec(bits=3, layout="parallel", symmetric=True), 9),
-        (QuantSpec(bits=2, layout="parallel"), 6),
-    ],
-    ids=str,
-)
-def test_quantized_is_near(layer, form, spec, least):
-    """Every form runs in ONNX Runtime and is as near as its bits allow; the codes are what the report says."""
-    done = sqo.quantize(layer, spec=spec, format=form)
-    onnx.checker.check_model(done.model)
-    (outcome,) = [node for node in done.report.nodes if node.weight == "W"]
-    if outcome.outcome == "kept":
-        assert "would not get smaller" in outcome.reason
-        return
-    assert outcome.figures.sqnr_db > least
-    assert sqnr(run(layer, feeds(layer))[0], run(done.model, feeds(layer))[0]) > least - 3
-
-
-def test_dequantized_parts_are_the_core_tensor():
-    """The integer tensors of QDQ stand for exactly the levels of SplitTensor (per tensor: no rounding of scales)."""
-    from splitquant import quantize_array
-
-    spec = QuantSpec(bits=4, layout="parallel", granularity="tensor")
-    weight = heavy((64, 48))
-    done = sqo.quantize(matmul(weight), spec=spec)
-    tensors = {proto.name: numpy_helper.to_array(proto) for proto in done.model.graph.initializer}
-    total = sum(
-        tensors[f"W.part{c}.scale"]
-        * (tensors[f"W.part{c}"].astype(np.float32) - tensors[f"W.part{c}.zero_point"].astype(np.float32))
-        for c in range(3)
-    )
-    np.testing.assert_array_equal(total.astype(np.float32), quantize_array(weight, spec, axis=1).dequantize())
-
-
-def test_matmulnbits_bytes():
-    """MatMulNBits holds code j of a row in nibble j % 2 of byte j // 2, and the padding of a block is the code of zero."""
-    weight = np.zeros((18, 16), np.float32)
-    weight[:, 0] = np.arange(18) - 2
-    spec = QuantSpec(bits=4, clusters=1, granularity="tensor")
-    done = sqo.quantize(matmul(np.tile(weight, (1, 8)), batch=("b", 18)), spec=spec, format="matmulnbits")
-    codes = {proto.name: numpy_helper.to_array(proto) for proto in done.model.graph.initializer}["W.part0"]
-    assert codes.shape == (128, 1, 16)
-    nibbles = np.stack([codes[0, 0] & 15, codes[0, 0] >> 4], 1).reshape(-1)
-    np.testing.assert_array_equal(nibbles[:4], [0, 1, 2, 3])
-    np.testing.assert_array_equal(nibbles[18:], 2)
-
-
-@pytest.mark.parametrize("data_type", [FLOAT16, BFLOAT16])
-def test_half_weights(data_type):
-    """float16 and bfloat16 weights are split exactly and quantized with a Cast where scales stay float32."""
-    wide = numpy_helper.to_array(numpy_helper.from_array(heavy((64, 64))))
-    proto = helper.make_tensor("W", data_type, wide.shape, wide.ravel().tolist())
-    node = helper.make_node("MatMul", ["x", "W"], ["y"], name="fc")
-    made = model([node], [value("x", [3, 64], data_type)], [value("y", [3, 64], data_type)], [proto], opset=17)
-    parts = [numpy_helper.to_array(one).astype(np.float32) for one in sqo.split(made).model.graph.initializer]
-    np.testing.assert_array_equal(sum(parts), numpy_helper.to_array(proto).astype(np.float32))
-    done = sqo.quantize(made)
-    assert done.report.nodes[0].figures.sqnr_db > 20
-    assert ops(done.model).get("Cast", 0) == (0 if data_type == FLOAT16 else 2)
-    onnx.checker.check_model(done.model, full_check=True)
-    if data_type == FLOAT16:
-        x = heavy((3, 64), 2, np.float16)
-        assert sqnr(run(made, {"x": x})[0], run(done.model, {"x": x})[0]) > 18
-
-
-def test_embedding_is_gathered_as_codes():
-    """Gather reads INT8 rows and their scales: the table is never expanded, negative indices included."""
-    table = heavy((40, 32))
-    node = helper.make_node("Gather", ["E", "ids"], ["y"], name="embed")
-    made = model([node], [value("ids", [2, 3], TensorProto.INT64)], [value("y", [2, 3, 32])], {"E": table})
-    done = sqo.quantize(made)
-    onnx.checker.check_model(done.model, full_check=True)
-    ids = np.array([[0, 5, 39], [-1, 7, -40]])
-    assert sqnr(table[ids], run(done.model, {"ids": ids})[0]) > 38
-    assert done.report.nodes[0].form == "Gather"
-    assert sqo.quantize(made, embeddings="keep").report.nodes[0].reason == "embeddings are kept"
-
-
-@pytest.mark.parametrize(("bits", "least"), [(4, 15), (2, 1)])
-def test_embeddings_below_8_bits(bits, least):
-    """A table of 4 or 2 bits is stored in as many: DequantizeLinear, then Gather."""
-    table = heavy((40, 32))
-    node = helper.make_node("Gather", ["E", "ids"], ["y"], name="embed")
-    made = model([node], [value("ids", [2, 3], TensorProto.INT64)], [value("y", [2, 3, 32])], {"E": table})
-    done = sqo.quantize(made, embeddings=bits)
-    onnx.checker.check_model(done.model, full_check=True)
-    ids = np.array([[0, 5, 39], [-1, 7, -40]])
-    assert sqnr(table[ids], run(done.model, {"ids": ids})[0]) > least
-    assert done.report.nodes[0].stored_bytes == 40 * 32 * bits // 8 + 40 * 4
-
-
-def test_included_embeddings_are_quantized():
-    """A pattern wins over `embeddings="keep"`: the table gets 8 bits."""
-    node = helper.make_node("Gather", ["E", "ids"], ["y"], name="embed")
-    made = model([node], [value("ids", [3], TensorProto.INT64)], [value("y", [3, 32])], {"E": heavy((40, 32))})
-    (found,) = sqo.quantize(made, embeddings="keep", include=["E"]).report.nodes
-    assert (found.outcome, found.form, found.reason) == ("quantized", "Gather", "included by 'E'")
-
-
-def test_all_zero_and_constant_weights():
-    """A weight with no range quantizes to itself."""
-    for weight in (np.zeros((64, 48), np.float32), np.full((64, 48), 0.5, np.float32)):
-        for form in ("qdq", "matmulnbits"):
-            done = sqo.quantize(matmul(weight), format=form)
-            x = heavy((3, 64), 3)
-            np.testing.assert_allclose(run(done.model, {"x": x})[0], x @ weight, atol=0.02)
-    assert FLOAT == 1
-
-
-@pytest.mark.parametrize("opset", [7, 10, 11])
-@pytest.mark.parametrize("form", ["float", "qdq", "matmulnbits"])
-def test_gemm_of_old_opsets(form, opset):
-    """A Gemm that must have a bias, or a Sum that does not broadcast, is the same function as elsewhere."""
-    node = helper.make_node("Gemm", ["x", "W", "c"], ["y"], name="fc", beta=0.5, alpha=2.0)
-    weights = {"W": heavy((64, 48)), "c": heavy((48,), 1)}
-    made = model([node], [value("x", [3, 64])], [value("y", [3, 48])], weights, opset=opset)
-    done = sqo.split(made) if form == "float" else sqo.quantize(made, format=form)
-    onnx.checker.check_model(done.model)
-    feeds = {"x": heavy((3, 64), 9)}
-    assert sqnr(run(made, feeds)[0], run(done.model, feeds)[0]) > (100 if form == "float" else 15)
-
-
-@pytest.mark.parametrize("form", ["qdq", "matmulnbits"])
-@pytest.mark.parametrize("size", [1e-5, 1e-6])
-def test_dead_channels_in_float16(form, size):
-    """A channel whose scale float16 cannot hold gets the least scale that it can; the others stay as good as they are."""
-    weight = heavy((256, 64), dtype=np.float16)
-    weight[:, 3] = heavy((256,), 2) * 10 * size
-    made = matmul(weight, batch=("b", 256))
-    feeds = {"x": heavy((3, 256), 9, np.float16)}
-    wanted, got = run(made, feeds)[0], run(sqo.quantize(made, format=form).model, feeds)[0]
-    assert sqnr(wanted, got) > 15
-    assert np.abs(got[:, 3].astype(np.float64) - wanted[:, 3]).max() < 1e-3
-
-
-@pytest.mark.parametrize("form", ["qdq", "matmulnbits"])
-def test_weights_too_small_for_float16_scales(form):
-    """A weight none of whose scales float16 holds gets float32 scales, or is kept; the rest is as ever."""
+@pytest.mark.parametrize("behind", [False, True])
+def test_weights_that_a_kept_node_reads_too(behind):
+    """A weight that stays for an Einsum is listed with its bytes, beside the parts that a MatMul has of it."""
     nodes = [
         helper.make_node("MatMul", ["x", "W"], ["h"], name="fc"),
-        helper.make_node("MatMul", ["h", "T"], ["y"], name="tiny"),
+        helper.make_node("Einsum", ["h", "V" if behind else "W"], ["y"], equation="ij,jk->ik", name="einsum"),
     ]
-    weights = {"W": heavy((64, 64), dtype=np.float16), "T": (heavy((64, 64), 1) * 1e-5).astype(np.float16)}
-    made = model(nodes, [value("x", [3, 64], FLOAT16)], [value("y", [3, 64], FLOAT16)], weights)
-    done = sqo.quantize(made, format=form)
-    onnx.checker.check_model(done.model)
-    found = {node.weight: node for node in done.report.nodes}
-    assert (found["W"].outcome, found["W"].reason) == ("quantized", "")
-    assert found["T"].outcome == ("quantized" if form == "qdq" else "kept")
-    assert "too small for float16" in found["T"].reason
-    assert ops(done.model).get("Cast", 0) == (2 if form == "qdq" else 0)
-    x = heavy((3, 64), 2, np.float16) * np.float16(1000)
-    assert sqnr(run(made, {"x": x})[0], run(done.model, {"x": x})[0]) > 12
+    if behind:
+        nodes.insert(0, helper.make_node("Transpose", ["W"], ["V"], perm=[1, 0]))
+    made = model(nodes, [value("x", ["b", 64])], [value("y", ["b", 64])], {"W": heavy((64, 64))})
+    done = sqo.quantize(made)
+    near(made, done)
+    converted, kept = done.report.outcomes
+    assert (kept.weight, kept.name, kept.kind) == ("W", "einsum", "Einsum")
+    assert kept.reason == "Einsum is not split; the parts of it are for others"
+    assert (converted.source_bytes, kept.source_bytes, kept.stored_bytes) == (64 * 64 * 4, 0, 64 * 64 * 4)
+
+
+def test_every_weight_is_counted_once():
+    """A weight in two forms, and one that two kept nodes read, add their bytes to the total once."""
+    nodes = [
+        helper.make_node("Gather", ["E", "ids"], ["h"], name="embed"),
+        helper.make_node("Gemm", ["h", "E"], ["a"], transB=1, name="head"),
+        helper.make_node("MatMul", ["a", "K"], ["b"], name="one"),
+        helper.make_node("MatMul", ["b", "K"], ["y"], name="two"),
+    ]
+    weights = {"E": heavy((96, 64)), "K": heavy((96, 96))}
+    made = model(nodes, [value("ids", [5], TensorProto.INT64)], [value("y", [5, 96])], weights)
+    report = sqo.quantize(made, exclude=["K"]).report
+    assert [node.outcome for node in report.outcomes] == ["quantized", "quantized", "kept", "kept"]
+    assert sum(node.source_bytes for node in report.outcomes) == 4 * (96 * 64 + 96 * 96)
+    assert sum(node.stored_bytes for node in report.kept) == 4 * 96 * 96
+    assert report.outcomes[3].reason.endswith("shares its weight with a node before")
+
+
+def test_include_and_exclude():
+    """Patterns match node and weight names, `include` wins, and a pattern without a match is an error."""
+    assert sqo.split(matmul(), exclude=["fc"]).report.outcomes[0].reason == "excluded by 'fc'"
+    assert sqo.split(matmul(), exclude=["*"], include=["W"]).report.outcomes[0].outcome == "split"
+    with pytest.raises(SpecError, match="matches none"):
+        sqo.split(matmul(), exclude=["nothing*"])
+
+
+def test_names_with_brackets():
+    """A name is its own pattern, whatever it means as a glob; a text is one pattern, not one per letter."""
+    made = matmul()
+    made.graph.node[0].input[1] = made.graph.initializer[0].name = "l[0].w"
+    assert not sqo.split(made, exclude=["l[0].w"]).report.changed
+    assert not sqo.split(made, exclude="l*").report.changed
+    with pytest.raises(SpecError, match=r"'zzz\*' matches none"):
+        sqo.split(made, exclude="zzz*")
+
+
+def test_patterns_match_the_output_of_a_constant_node():
+    """The name that the report shows for a Constant node's unnamed tensor is the one that patterns and errors take."""
+    weight = heavy((64, 48))
+    constant = helper.make_node("Constant", [], ["W"], value=numpy_helper.from_array(weight))
+    nodes = [constant, helper.make_node("MatMul", ["x", "W"], ["y"], name="fc")]
+    made = model(nodes, [value("x", ["b", 64])], [value("y", ["b", 48])])
+    assert not sqo.split(made, exclude=["W"]).report.changed
+    weight[0, 0] = np.nan
+    made.graph.node[0].attribute[0].t.CopyFrom(numpy_helper.from_array(weight))
+    with pytest.raises(TensorError, match=r"tensor 'W' holds NaN.*--exclude 'W'"):
+        sqo.split(made)
+
+
+def test_nan_names_the_tensor():
+    """NaN in a weight is an error that names it and the way out."""
+    weight = heavy((64, 48))
+    weight[3, 4] = np.nan
+    with pytest.raises(TensorError, match=r"tensor 'W' holds NaN.*--exclude 'W'"):
+        sqo.quantize(matmul(weight))
+
+
+def test_a_quantized_model_is_not_quantized_again():
+    """Weights that come as codes are kept, and the reason says so."""
+    done = sqo.quantize(sqo.quantize(matmul()).model)
+    assert {node.reason for node in done.report.outcomes if node.kind == "MatMul"} == {
+        "the weight is quantized already; use the float model it was made from"
+    }
+
+
+def test_a_weight_that_the_graph_returns():
+    """The report says why it is there beside its parts."""
+    made = matmul()
+    made.graph.output.append(value("W", [64, 48]))
+    reasons = {row.reason for row in sqo.quantize(made).report.kept}
+    assert reasons == {"an output of the graph; the parts of it are for others"}
+
+
+def layers_in(made, **storage):
+    """The layers of a model, by name."""
+    with Source(made) as source:
+        return {found.layer.name: found for found in node_layers(open_scopes(source), OnnxForm(**storage))}
+
+
+def test_what_patterns_may_call_a_layer():
+    """The node and its weight, through whatever the weight passes until the node reads it."""
+    nodes = [
+        helper.make_node("Transpose", ["W"], ["Wt"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "Wt"], ["y"], name="fc"),
+    ]
+    made = model(nodes, [value("x", ["b", 64])], [value("y", ["b", 48])], {"W": heavy((48, 64))})
+    (found,) = layers_in(made).values()
+    assert set(found.layer.names) == {"fc", "W"}
+    for pattern in ("fc", "W", "W*", "f?"):
+        assert sqo.split(made, exclude=pattern).report.outcomes[0].reason == f"excluded by {pattern!r}"
+
+
+def test_nodes_of_one_name_are_told_apart():
+    """Nodes need no name, and may share one: a plan file can name each, and patterns find them by what they are called."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "A"], ["h"], name="fc"),
+        helper.make_node("MatMul", ["h", "B"], ["i"], name="fc"),
+        helper.make_node("MatMul", ["i", "C"], ["y"]),
+    ]
+    weights = {name: heavy((64, 64), number) for number, name in enumerate("ABC")}
+    made = model(nodes, [value("x", ["b", 64])], [value("y", ["b", 64])], weights)
+    assert list(layers_in(made)) == ["fc", "fc (2)", "y"]
+    report = sqo.split(made, exclude="fc").report
+    assert [(one.name, one.outcome) for one in report.outcomes] == [("fc", "kept"), ("fc", "kept"), ("y", "split")]
+    assert [one.outcome for one in sqo.split(made, exclude="fc (2)").report.outcomes] == ["split", "kept", "split"]
+
+
+def test_a_plan_file_names_each_of_them(tmp_path):
+    nodes = [helper.make_node("MatMul", [a, w], [b], name="fc") for a, w, b in (("x", "A", "h"), ("h", "B", "y"))]
+    made = model(
+        nodes, [value("x", ["b", 64])], [value("y", ["b", 64])], {"A": heavy((64, 64)), "B": heavy((64, 64), 1)}
+    )
+    spec = {"bits": 4, "clusters": 1}
+    (tmp_path / "p.json").write_text(json.dumps({"plan_version": 1, "tensors": {"fc (2)": spec}}))
+    report = sqo.quantize(made, plan_file=tmp_path / "p.json").report
+    assert [(one.weight, one.outcome) for one in report.changed + report.kept] == [("B", "quantized"), ("A", "kept")]
+
+
+def test_whose_weight_is_shared():
+    """Nodes of one graph that read a weight in the same way share its parts; others have parts of their own."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "W"], ["a"], name="one"),
+        helper.make_node("MatMul", ["a", "W"], ["b"], name="two"),
+        helper.make_node("Gemm", ["b", "W"], ["c"], transB=1, name="turned"),
+        helper.make_node("Gather", ["W", "ids"], ["d"], name="rows"),
+        helper.make_node("If", ["yes"], ["e"], then_branch=branch("in", "W"), else_branch=branch("out", "W")),
+    ]
+    inputs = [value("x", ["b", 64]), value("ids", [3], TensorProto.INT64), value("yes", [], TensorProto.BOOL)]
+    outputs = [value(name, None) for name in ("c", "d", "e")]
+    found = layers_in(model(nodes, inputs, outputs, {"W": heavy((64, 64))}))
+    owners = {name: layer.layer.owner for name, layer in found.items()}
+    assert owners == {name: name for name in owners} | {"two": "one"}
+    assert {found[name].layer.role for name in ("one", "turned")} == {"linear"}
+    assert found["rows"].layer.role == "embedding"
+
+
+def test_constants_without_a_name_are_not_taken_for_one():
+    """Two Constant nodes whose tensors have no name hold two weights."""
+    nodes = [
+        helper.make_node("Constant", [], [at], value=numpy_helper.from_array(heavy((64, 64), number), ""))
+        for number, at in enumerate("AB")
+    ]
+    nodes += [helper.make_node("MatMul", [a, w], [b], name=b) for a, w, b in (("x", "A", "h"), ("h", "B", "y"))]
+    found = layers_in(model(nodes, [value("x", ["b", 64])], [value("y", ["b", 64])]))
+    assert {name: layer.layer.owner for name, layer in found.items()} == {"h": "h", "y": "y"}
+
+
+@pytest.mark.parametrize("data_type", [TensorProto.DOUBLE, TensorProto.INT8, TensorProto.FLOAT8E4M3FN])
+def test_weights_of_other_types_are_kept(data_type):
+    """The reason says what the weight is in ONNX's words, the report in those of our table."""
+    made = matmul()
+    made.graph.initializer[0].CopyFrom(helper.make_tensor("W", data_type, [64, 48], np.ones(64 * 48)))
+    made.graph.input[0].type.tensor_type.elem_type = made.graph.output[0].type.tensor_type.elem_type = data_type
+    (found,) = layers_in(made).values()
+    assert not found.layer.possible
+    name = TensorProto.DataType.Name(data_type)
+    assert found.layer.kept_because == f"the weight is {name}; float32, float16 and bfloat16 are split"
+    assert found.layer.dtype == {"DOUBLE": "F64", "INT8": "I8", "FLOAT8E4M3FN": "F8_E4M3"}[name]
+
+
+def test_a_gemm_is_laid_out_as_it_is_stored():
+    """It becomes MatMul where codes are stored, and stays a Gemm where floats are."""
+    node = helper.make_node("Gemm", ["x", "W"], ["y"], transB=1, name="fc")
+    made = model([node], [value("x", ["b", 64])], [value("y", ["b", 48])], {"W": heavy((48, 64))})
+    stored, split = layers_in(made)["fc"].layer, layers_in(made, format="float")["fc"].layer
+    assert (stored.shape, stored.axis) == ((64, 48), 1)
+    assert (split.shape, split.axis) == ((48, 64), 0)
+
+
+def test_nothing_is_skipped_in_silence():
+    """A node of a handled operator without a weight is a layer that cannot be quantized, whatever is asked for."""
+    node = helper.make_node("MatMul", ["x", "z"], ["y"], name="attention")
+    made = model([node], [value("x", [3, 64]), value("z", [64, 3])], [value("y", [3, 3])])
+    (found,) = layers_in(made).values()
+    assert (found.operand, found.layer.possible, found.layer.nbytes) == (None, False, 0)
+    report = sqo.split(made, include="attention").report
+    assert [(one.name, one.reason) for one in report.outcomes] == [("attention", "no input is a constant")]

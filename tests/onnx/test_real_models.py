@@ -29,11 +29,11 @@ def test_split_and_quantized(name, tmp_path):
     """All convolutions and Gemms are converted (in the branches of an If too), the split model is the same function."""
     feeds, layers = MODELS[name]
     done = sqo.split(DATA / name, tmp_path / "split.onnx")
-    assert len(done.report.converted) == layers
+    assert len(done.report.changed) == layers
     assert sqo.verify(DATA / name, tmp_path / "split.onnx", feeds).worst_sqnr_db > 80
     for form in ("qdq", "matmulnbits"):
         done = sqo.quantize(DATA / name, tmp_path / f"{form}.onnx", format=form)
-        assert len(done.report.converted) == layers
+        assert len(done.report.changed) == layers
         found = sqo.verify(DATA / name, tmp_path / f"{form}.onnx", feeds)
         assert found.branches == 2 * layers
         assert found.worst_sqnr_db > 20

@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
-from onnx_models import heavy, matmul, model, ops, run, sqnr, value
 
 import splitquant.onnx as sqo
+from builders.onnx_models import heavy, matmul, model, ops, run, sqnr, value
 from splitquant import QuantSpec
 
 X = np.random.default_rng(9).standard_normal((16, 64)).astype(np.float32)

@@ -3,54 +3,50 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from math import prod
 
 import pytest
 
 from splitquant.core.spec import PAPER, QuantSpec
 from splitquant.errors import SpecError
-from splitquant.plan.plan import Recipe, plan_tensors
+from splitquant.plan.decide import decide
+from splitquant.plan.layers import Layer
+from splitquant.plan.recipe import Recipe
 from splitquant.plan.saved import plan_from_dict, plan_to_dict
 
 
-@dataclass(frozen=True)
-class Header:
-    """A fake tensor."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str = "BF16"
-
-    @property
-    def nbytes(self):
-        size = 2
-        for n in self.shape:
-            size *= n
-        return size
+def layer(name, shape, role="linear", **more):
+    """A layer of bf16."""
+    return Layer(name, role, "BF16", shape, 2 * prod(shape), **more)
 
 
-HEADERS = (Header("a.up.weight", (256, 256)), Header("a.norm.weight", (256,)), Header("lm_head.weight", (512, 256)))
+LAYERS = (
+    layer("a.up.weight", (256, 256)),
+    layer("a.norm.weight", (256,), "other", kept_because="1-D (norm, bias, scale)", possible=False),
+    layer("lm_head.weight", (512, 256), "embedding"),
+)
 
 
 def read(tensors, version=1, **more):
-    return plan_from_dict({"plan_version": version, "tensors": tensors, **more}, HEADERS, {}, "p.json")
+    return plan_from_dict({"plan_version": version, "tensors": tensors, **more}, LAYERS, "p.json")
 
 
 @pytest.mark.parametrize("spec", [QuantSpec(), PAPER, QuantSpec(3, 1, "lloyd")], ids=str)
 def test_there_and_back(spec):
-    plan = plan_tensors(HEADERS, {}, Recipe(spec, embeddings=None))
+    plan = decide(LAYERS, Recipe(spec, embeddings=None))
     data = json.loads(json.dumps(plan_to_dict(plan)))
     assert set(data["tensors"]) == {"a.up.weight", "lm_head.weight"}
     assert data["tensors"]["lm_head.weight"] == "keep"
-    again = plan_from_dict(data, HEADERS, {}, "p.json")
-    assert [tensor.spec for tensor in again.tensors] == [tensor.spec for tensor in plan.tensors]
+    again = plan_from_dict(data, LAYERS, "p.json")
+    assert [decision.spec for decision in again.decisions] == [decision.spec for decision in plan.decisions]
     assert plan_to_dict(again) == data
 
 
 def test_edited():
     plan = read({"a.up.weight": {"bits": 2}})
-    assert [tensor.spec for tensor in plan.tensors] == [QuantSpec(2), None, None]
-    assert [tensor.reason for tensor in plan.tensors] == ["", "1-D (norm, bias, scale)", "kept by the plan file"]
+    assert [decision.spec for decision in plan.decisions] == [QuantSpec(2), None, None]
+    reasons = [decision.reason for decision in plan.decisions]
+    assert reasons == ["", "1-D (norm, bias, scale)", "kept by the plan file"]
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,14 @@ import pytest
 
 from splitquant.core.spec import QuantSpec
 from splitquant.errors import SpecError
-from splitquant.plan.targets import PARTS, TARGETS, best_choice, spec_for, target_of
+from splitquant.plan.targets import PARTS, TARGETS, best_cut, spec_for, target_of
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def benchmark():
-    path = ROOT / "benchmarks" / "targets.py"
+    path = ROOT / "benchmarks" / "quality" / "targets.py"
     spec = importlib.util.spec_from_file_location("benchmark_of_targets", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -138,16 +138,16 @@ def test_refusals_name_the_option_and_the_target(name, said, message):
 
 
 def test_pick_takes_fewer_parts_within_the_tie(benchmark):
-    one, two, three = (benchmark.Choice("magnitude", k) for k in (1, 2, 3))
+    one, two, three = (benchmark.Cut("magnitude", k) for k in (1, 2, 3))
     assert benchmark.pick({one: 10.0, two: 19.6, three: 20.0}) == two
     assert benchmark.pick({one: 10.0, two: 19.4, three: 20.0}) == three
-    first, second = benchmark.Choice("residual", 2), benchmark.Choice("kmeans", 2)
+    first, second = benchmark.Cut("residual", 2), benchmark.Cut("kmeans", 2)
     assert benchmark.pick({first: 10.0, second: 10.4}) == first
 
 
 def test_best_choice_for_any_number_of_parts():
-    assert best_choice("linear-sym", 2, 4) == ("residual", 4)
-    assert best_choice("linear-sym", 4, 8) == ("magnitude", 8)
+    assert best_cut("linear-sym", 2, 4) == ("residual", 4)
+    assert best_cut("linear-sym", 4, 8) == ("magnitude", 8)
 
 
 def test_the_page_says_what_is_chosen():

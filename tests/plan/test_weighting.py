@@ -8,18 +8,17 @@ import pytest
 
 from splitquant.core.spec import QuantSpec
 from splitquant.errors import SpecError
-from splitquant.plan.candidates import Options
-from splitquant.plan.plan import TensorPlan
-from splitquant.plan.roles import Role
+from splitquant.plan.layers import Layer
+from splitquant.plan.measured import Measured
 from splitquant.plan.weighting import importances
 
 
-def options(name, signal):
-    tensor = TensorPlan(name, "BF16", (8, 8), 128, Role("linear"), QuantSpec(), "")
-    return Options(tensor, (QuantSpec(), None), (1.0, 0.0), signal)
+def measured(name, signal, **more):
+    """A layer that was measured."""
+    return Measured(Layer(name, "linear", "BF16", (8, 8), 128, **more), (QuantSpec(), None), (1.0, 0.0), signal)
 
 
-THREE = (options("a.q.weight", 4.0), options("a.up.weight", 2.0), options("b.up.weight", 0.0))
+THREE = (measured("a.q.weight", 4.0), measured("a.up.weight", 2.0), measured("b.up.weight", 0.0))
 
 
 def test_energy_and_relative():
@@ -30,6 +29,12 @@ def test_energy_and_relative():
 def test_numbers_a_name_wins_then_the_first_pattern():
     assert importances(THREE, {"*.up.*": 2, "a.*": 8, "b.up.weight": 0}) == [1.0, 0.25, 0.0]
     assert importances(THREE, {"b.*": 2}) == [0.5, 0.5, 1.0]
+
+
+def test_names_that_look_like_globs_and_other_names():
+    two = (measured("layers[0].weight", 1.0), measured("layers[1].weight", 1.0, aliases=("fc",)))
+    assert importances(two, {"layers*": 8, "layers[0].weight": 4}) == [0.5, 1.0]  # its name comes before any glob
+    assert importances(two, {"fc": 4}) == [0.25, 1.0]
 
 
 @pytest.mark.parametrize("number", [-1, math.nan, math.inf, "2", None, True])

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from any_spec import specs as any_specs
+from builders.any_spec import specs as any_specs
 from splitquant.core.affine import Grid, levels
 from splitquant.core.floats import LARGEST_FP16, LARGEST_MAGNITUDE, from_float32, kind_of, to_float32
 from splitquant.core.granularity import Granularity

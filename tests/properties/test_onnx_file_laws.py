@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from splitquant.onnx.layout import laid_out
-from splitquant.onnx.source import _tensors
-from splitquant.onnx.wire import read_skeleton
+from splitquant.onnx.wire.layout import laid_out
+from splitquant.onnx.wire.skeleton import read_skeleton
+from splitquant.onnx.wire.source import _tensors
 
 NUMBERS = st.sampled_from([0, 1, 7, 255, 256, 257, 400, 5000])  # a span begins at 256 floats
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from any_spec import specs
-from any_weights import float64_of, tensors
+from builders.any_spec import specs
+from builders.any_weights import float64_of, tensors
 from splitquant.core.histogram import Values
 from splitquant.core.passes import histogram_of
 from splitquant.core.polish import polished

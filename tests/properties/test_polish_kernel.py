@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from any_spec import specs
-from any_weights import float64_of, tensors
+from builders.any_spec import specs
+from builders.any_weights import float64_of, tensors
 from splitquant.core.affine import grid_for
 from splitquant.core.histogram import Bins, Values
 from splitquant.core.passes import histogram_of, scale_rows

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from splitquant import QuantSpec
 
 pytest.importorskip("onnx", reason="the onnx extra is not installed")
-from splitquant.onnx.residual import Residual
+from splitquant.onnx.forms.residual import Residual
 
 numbers = st.floats(-(2.0**60), 2.0**60, width=32, allow_subnormal=False)
 matrices = arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 9)), elements=numbers)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from any_spec import specs
+from builders.any_spec import specs
 from splitquant.core.partition import objective_of
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import quantize_array

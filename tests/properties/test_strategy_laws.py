@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from any_spec import specs
-from any_weights import float64_of, tensors
+from builders.any_spec import specs
+from builders.any_weights import float64_of, tensors
 from splitquant.core.partition import folded, objective_of, partition
 from splitquant.core.passes import histogram_of
 from splitquant.core.solve import needs_histogram

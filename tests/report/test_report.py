@@ -8,19 +8,22 @@ from dataclasses import replace
 
 import pytest
 
-from folders import tiny_folder
+from builders.folders import tiny_folder
 from splitquant.api import quantize
 from splitquant.core.error import ErrorFigures
 from splitquant.core.spec import EMBEDDING, QuantSpec
+from splitquant.plan.decide import decide
+from splitquant.plan.layers import Layer
+from splitquant.plan.recipe import Recipe
 from splitquant.report.card import model_card, original_card_name
-from splitquant.report.outcome import REPORT_VERSION, Report, Run, TensorOutcome
-from splitquant.report.summary import by_outcome, decibels, size, total
+from splitquant.report.outcome import REPORT_VERSION, Outcome, Report, Run, planned_report
+from splitquant.report.summary import by_outcome, decibels, total, what_became_of
 
 
 def outcome(name="a.weight", **changes):
     """A quantized tensor of 64 weights."""
     return replace(
-        TensorOutcome(
+        Outcome(
             name=name,
             outcome="quantized",
             reason="",
@@ -68,7 +71,7 @@ def test_a_missing_key_is_an_error(key):
     data = outcome().to_dict()
     del data[key]
     with pytest.raises((KeyError, TypeError)):
-        TensorOutcome.from_dict(data)
+        Outcome.from_dict(data)
 
 
 def test_sums():
@@ -76,7 +79,7 @@ def test_sums():
     report = Report((outcome(), kept(), outcome("b", figures=ErrorFigures(64, 50.0, 2.0, 0.25))))
     assert (report.source_bytes, report.stored_bytes) == (384, 48 + 128 + 48)
     assert report.figures == ErrorFigures(128, 150.0, 3.0, 0.5)
-    assert [tensor.name for tensor in report.quantized] == ["a.weight", "b"]
+    assert [tensor.name for tensor in report.changed] == ["a.weight", "b"]
     assert [tensor.name for tensor in report.kept] == ["norm.weight"]
     assert outcome().bits_per_weight == 6.0
     assert outcome(shape=(0, 3)).weights == 0
@@ -95,7 +98,7 @@ def test_rows_by_outcome():
     rows = by_outcome(Report(tensors))
     says = [("linear", str(QuantSpec())), ("embedding", str(EMBEDDING)), ("kept", "(I64)"), ("kept", "a norm")]
     assert all(word in row.what for words, row in zip(says, rows, strict=True) for word in words)
-    assert sum(len(row.tensors) for row in rows) == len(tensors)
+    assert sum(len(row.outcomes) for row in rows) == len(tensors)
     assert [row.sqnr for row in rows] == ["20.00 dB", "20.00 dB", "", ""]
 
 
@@ -110,21 +113,6 @@ def test_total_has_the_sqnr_of_what_was_quantized(first):
 def test_total_without_figures(tensors):
     """Where nothing was quantized there is no SQNR."""
     assert total(Report(tensors)).sqnr == ""
-
-
-@pytest.mark.parametrize(
-    ("nbytes", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_234_567, "1.2 MB"), (2.5e9, "2.50 GB"), (7e12, "7000.00 GB")],
-)
-def test_sizes_for_people(nbytes, text):
-    """Sizes are in powers of ten."""
-    assert size(nbytes) == text
-
-
-@pytest.mark.parametrize("nbytes", [999_950, 999_999, 999_949_999, 999_999_999])
-def test_sizes_do_not_say_a_thousand(nbytes):
-    """A size just below the next unit is not shown as 1000.0 of the smaller one."""
-    assert not size(nbytes).startswith("1000")
 
 
 def test_decibels_for_people():
@@ -177,3 +165,90 @@ def test_original_card_name():
     """The name of the original card is the first free one."""
     assert original_card_name([]) == "README.original.md"
     assert original_card_name(["README.original.md"]) == "README.original2.md"
+
+
+NODE = outcome("fc", kind="MatMul", weight="W", form="QDQ", parts=2, checksums={}, dtype="F32")
+MODULE = outcome("hidden", kind="Linear", activations="int8 per token", checksums={})
+
+
+def test_what_only_some_adapters_know_is_left_out_where_it_is_empty():
+    """One JSON form for folders, modules and graphs; a folder's is what it always was."""
+    keys = set(outcome().to_dict())
+    assert keys == {
+        *("name", "outcome", "reason", "role", "dtype", "shape", "source_bytes", "stored_bytes", "spec", "figures"),
+        "checksums",
+    }
+    assert set(NODE.to_dict()) - keys == {"kind", "weight", "form", "parts"}
+    assert set(MODULE.to_dict()) - keys == {"kind", "activations"}
+    for one in (NODE, MODULE, replace(NODE, outcome="split"), kept(kind="Add", weight="S")):
+        assert Outcome.from_dict(json.loads(json.dumps(one.to_dict()))) == one
+
+
+def test_notes_are_in_the_json_where_there_are_some():
+    report = Report((NODE,), notes=("opset raised from 17 to 21",))
+    data = json.loads(json.dumps(report.to_dict()))
+    assert data["notes"] == ["opset raised from 17 to 21"]
+    assert Report.from_dict(data) == report
+    assert "notes" not in Report((NODE,)).to_dict()
+
+
+@pytest.mark.parametrize("fate", ["lost", "", None])
+def test_an_outcome_that_is_none_is_an_error(fate):
+    with pytest.raises(ValueError, match="has the outcome"):
+        Outcome.from_dict({**outcome().to_dict(), "outcome": fate})
+
+
+def test_a_report_is_a_collection():
+    """Its layers come one by one, by number of them, and by name: of several with one name the first."""
+    report = Report((outcome(), kept(), outcome("a.weight", reason="the second")))
+    assert [one.name for one in report] == ["a.weight", "norm.weight", "a.weight"]
+    assert len(report) == 3
+    assert report["a.weight"].reason == ""
+    with pytest.raises(KeyError, match="nothing"):
+        report["nothing"]
+    assert str(report).splitlines()[0] == "2 of 3 layers changed"
+    assert len(str(report).splitlines()) == 4
+
+
+def test_what_was_changed():
+    """Quantized, split and merged are changes; kept is none."""
+    fates = ("quantized", "split", "merged", "kept")
+    report = Report(tuple(outcome(fate, outcome=fate) for fate in fates))
+    assert [one.name for one in report.changed] == ["quantized", "split", "merged"]
+    assert [one.name for one in report.kept] == ["kept"]
+
+
+@pytest.mark.parametrize(
+    ("one", "words"),
+    [
+        (outcome(), str(QuantSpec())),
+        (NODE, f"{QuantSpec()}, 2 x QDQ"),
+        (replace(NODE, outcome="split", form="float", parts=3), f"split for {QuantSpec()}, 3 x float"),
+        (replace(NODE, reason="shares its weight"), f"{QuantSpec()}, 2 x QDQ (shares its weight)"),
+        (kept(), "kept: a norm"),
+    ],
+    ids=["folder", "graph", "split", "with a reason", "kept"],
+)
+def test_what_became_of_a_layer(one, words):
+    assert what_became_of(one) == words
+
+
+def test_a_planned_report_is_that_of_the_plan():
+    """A plan in the form of a report: no figures, no checksums, shared weights once."""
+    layers = [Layer("a", "linear", "F32", (64, 64), 16384), Layer("b", "linear", "F32", (64, 64), 16384, tied_to="a")]
+    plan = decide(layers, Recipe(QuantSpec(4, 1)))
+    report = planned_report(plan)
+    assert (report.source_bytes, report.stored_bytes) == (plan.source_bytes, plan.stored_bytes)
+    assert [(one.name, one.outcome, one.spec, one.figures) for one in report] == [
+        (name, "quantized", QuantSpec(4, 1), None) for name in "ab"
+    ]
+    assert report.outcomes[1].stored_bytes == 0
+
+
+def test_a_shared_weight_counts_once_in_every_sum():
+    """Bits per weight of layers that share a weight are those of the weight, not half of them."""
+    layers = [Layer("a", "linear", "F32", (64, 64), 16384), Layer("b", "linear", "F32", (64, 64), 16384, tied_to="a")]
+    for options in ({}, {"exclude": ("*",)}):
+        report = planned_report(decide(layers, Recipe(QuantSpec(4, 1), **options)))
+        assert total(report).weights == 64 * 64
+        assert total(report).bits_per_weight == report.outcomes[0].bits_per_weight

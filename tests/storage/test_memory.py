@@ -1,4 +1,4 @@
-"""The memory budget: what is refused, how rows are cut, how sizes are read."""
+"""The memory budget: what is refused, how rows are cut."""
 
 from __future__ import annotations
 
@@ -10,37 +10,8 @@ from hypothesis import strategies as st
 
 from splitquant.errors import SpecError
 from splitquant.storage import memory
-from splitquant.storage.memory import MIB, MemoryBudget, parse_bytes
+from splitquant.storage.memory import MIB, MemoryBudget
 from splitquant.storage.resources import Resources
-
-
-@pytest.mark.parametrize(
-    ("text", "nbytes"),
-    [
-        ("1073741824", 1 << 30),
-        ("1GiB", 1 << 30),
-        ("1 gib", 1 << 30),
-        ("800MB", 800_000_000),
-        ("800m", 800_000_000),
-        ("1.5KiB", 1536),
-        ("2k", 2000),
-        ("3TiB", 3 << 40),
-        ("0", 0),
-        ("12B", 12),
-    ],
-)
-def test_sizes(text, nbytes):
-    """A size is a number with a unit; i makes it binary."""
-    assert parse_bytes(text) == nbytes
-
-
-@pytest.mark.parametrize(
-    "text", ["", " ", "GB", "-1GB", "1e9", "1 PB", "1GiBi", "one", "0x10", "1,5GB", "nan", "inf", "9" * 400]
-)
-def test_no_sizes(text):
-    """Anything else is a SpecError that quotes it."""
-    with pytest.raises(SpecError, match=r"is not a size|too large"):
-        parse_bytes(text)
 
 
 @pytest.mark.parametrize("threads", [0, -3])

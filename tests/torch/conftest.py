@@ -39,9 +39,11 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def cifar10():
-    """The module benchmarks/cifar10.py, with its networks and images; skipped where the data are not there."""
+    """The module benchmarks/quality/cifar10.py, with its networks and images; skipped where the data are not there."""
     if "cifar10" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("cifar10", HERE.parents[1] / "benchmarks" / "cifar10.py")
+        spec = importlib.util.spec_from_file_location(
+            "cifar10", HERE.parents[1] / "benchmarks" / "quality" / "cifar10.py"
+        )
         sys.modules["cifar10"] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     found = sys.modules["cifar10"]

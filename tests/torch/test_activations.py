@@ -26,10 +26,10 @@ SPECS = [
 LAYERS = [
     (nn.Linear(11, 6), (2, 5, 11)),
     (nn.Linear(11, 6, bias=False), (11,)),
-    (nn.Conv1d(4, 6, 3, padding=1, padding_mode="circular", groups=2), (2, 4, 9)),
+    (nn.Conv1d(8, 6, 3, padding=1, padding_mode="circular", groups=2), (2, 8, 9)),
     (nn.Conv2d(3, 6, 3, dilation=2, padding=1), (3, 3, 9, 9)),
     (nn.Conv2d(3, 6, 3), (3, 9, 9)),
-    (nn.Conv3d(2, 3, 2, bias=False), (1, 2, 4, 4, 4)),
+    (nn.Conv3d(4, 3, 2, bias=False), (1, 4, 4, 4, 4)),
     (nn.ConvTranspose2d(6, 4, 3, stride=2, groups=2), (2, 6, 4, 4)),
 ]
 each_grid = pytest.mark.parametrize("name", sqt.ACTIVATIONS)
@@ -144,8 +144,8 @@ def test_input_is_quantized_once(monkeypatch):
     """Parallel parts share one quantized input."""
     calls, codes = [], sqt.DynamicInt8.codes
     monkeypatch.setattr(sqt.DynamicInt8, "codes", lambda *args: calls.append(1) or codes(*args))
-    quantized, _ = sqt.quantize(nn.Linear(8, 3), PAPER, activations="int8-token")
-    x = torch.randn(2, 8)
+    quantized, _ = sqt.quantize(nn.Linear(16, 3), PAPER, activations="int8-token")
+    x = torch.randn(2, 16)
     assert torch.equal(quantized(input=x), quantized(x))
     assert len(calls) == 2
     assert all(part.weight.activations is None for part in quantized.parts)
@@ -168,24 +168,25 @@ def test_16_bit_layers_have_the_grid_in_float32(spec, dtype):
 @pytest.mark.parametrize("spec", [PAPER, QuantSpec()], ids=str)
 def test_gradients(spec):
     """Gradients pass straight through the grid, to the input and the bias."""
-    layer = nn.Linear(8, 3)
+    layer = nn.Linear(16, 3)
     quantized, _ = sqt.quantize(layer, spec, activations="int8-token")
-    x = torch.randn(2, 8, requires_grad=True)
+    x = torch.randn(2, 16, requires_grad=True)
     out = quantized(x)
     assert torch.equal(out, quantized(x.detach()))
     out.sum().backward()
-    assert torch.allclose(x.grad, sqt.merge(quantized).model.weight.sum(0).expand(2, 8))
+    assert torch.allclose(x.grad, sqt.merge(quantized).model.weight.sum(0).expand(2, 16))
     assert all(parameter.grad is not None for parameter in quantized.parameters())
 
 
 def test_zeros_empty_batches_nan_and_infinity():
     """Zeros give the bias, an empty batch an empty output, and NaN or infinity is not hidden."""
     for name in sqt.ACTIVATIONS:
-        layer, _ = sqt.quantize(nn.Linear(4, 3), activations=name)
-        assert torch.equal(layer(torch.zeros(2, 4)), layer.bias.expand(2, 3))
-        assert layer(torch.zeros(0, 4)).shape == (0, 3)
-        assert bool(layer(torch.tensor([[1.0, torch.nan, 0, 0]])).isnan().all())
-        assert bool(layer(torch.tensor([[1.0, torch.inf, 0, 0]])).isnan().all())
+        layer, _ = sqt.quantize(nn.Linear(16, 3), activations=name)
+        assert layer.weight.activations == sqt.DynamicInt8.parse(name)
+        assert torch.equal(layer(torch.zeros(2, 16)), layer.bias.expand(2, 3))
+        assert layer(torch.zeros(0, 16)).shape == (0, 3)
+        for value in (torch.nan, torch.inf):
+            assert bool(layer(torch.tensor([[1.0, value, *[0.0] * 14]])).isnan().all())
 
 
 class Own(nn.Linear):
@@ -268,9 +269,10 @@ def test_unknown_names(name):
 
 def test_merge_and_again():
     """merge gives float layers with float inputs; a converted model keeps its grids through copies and its state_dict."""
-    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(4, 8)
+    model, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), torch.randn(4, 8)
     for spec in (PAPER, QuantSpec()):
-        quantized, _ = sqt.quantize(model, spec, activations="int8-tensor")
+        quantized, report = sqt.quantize(model, spec, activations="int8-tensor")
+        assert [row.activations for row in report] == ["int8-tensor"] * 2
         merged, report = sqt.merge(quantized)
         assert torch.allclose(merged(x), sqt.quantize(model, spec).model(x), atol=1e-6)
         assert report["0"].reason == "quantized: the float values of its codes; its input was int8-tensor and is float"

@@ -23,10 +23,10 @@ class Net(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")
-        self.norm = nn.BatchNorm2d(4)
-        self.depthwise = nn.Conv2d(4, 4, 3, groups=4, stride=2)
-        self.up = nn.ConvTranspose2d(4, 2, 2, stride=2)
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect")
+        self.norm = nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, groups=8, stride=2)
+        self.up = nn.ConvTranspose2d(8, 2, 2, stride=2)
         self.head = nn.Linear(72, 5)
 
     def forward(self, x):
@@ -132,7 +132,7 @@ def test_hooks():
     split, _ = sqt.split(model, inplace=True)
     expected = model(torch.randn(1, 3, 7, 7))
     assert len(calls) == 2
-    assert calls[0].shape == (1, 4, 7, 7)
+    assert calls[0].shape == (1, 8, 7, 7)
     handle.remove()
     split(torch.randn(1, 3, 7, 7))
     assert calls[2:] == ["before head"]

@@ -36,11 +36,13 @@ def test_a_bias_of_zeros(convert):
 @pytest.mark.parametrize("k", range(1, 9))
 def test_any_number_of_parts(k):
     """k is a number, not a structure: one to eight parts, in float and in codes."""
-    layer, x = nn.Linear(6, 40), torch.randn(3, 6)
+    layer, x = nn.Linear(64, 40), torch.randn(3, 64)
     split, _ = sqt.split(layer, QuantSpec(clusters=k))
     assert len(split.parts) == k
     assert torch.allclose(split(x), layer(x), atol=1e-5)
-    quantized, _ = sqt.quantize(layer, QuantSpec(clusters=k, layout="parallel"))
+    quantized, _ = sqt.quantize(
+        layer, QuantSpec(bits=3, clusters=k, layout="parallel")
+    )  # 8 x INT4 is as large as float32
     assert len(quantized.parts) == k
 
 

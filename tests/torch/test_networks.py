@@ -73,7 +73,7 @@ def test_trained_resnet_with_residual_parts(cifar10, symmetric):
 
 @pytest.mark.parametrize("activations", ["int8-tensor", "int8-token"])
 def test_int8_activations_of_the_benchmark(cifar10, activations):
-    """What benchmarks/cifar10.py measures on merged layers is what quantized layers with `activations` compute."""
+    """What benchmarks/quality/cifar10.py measures on merged layers is what quantized layers with `activations` compute."""
     model, (pixels, _) = cifar10.network("ResNet-20"), cifar10.images()
     x = pixels[:10]
     for spec in (PAPER, QuantSpec()):

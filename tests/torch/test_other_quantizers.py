@@ -257,7 +257,7 @@ def test_quanto(model, x, weights, factor, monkeypatch):
     zeros = torch.cat([q.weight.dequantize()[p.weight == 0] for p, q in zip(floats, parts_of(split), strict=True)])
     assert bool((zeros == 0).all()) == (weights == "qint8")  # its other grids do not hold zero, as docs/torch.md warns
     _, report = sqt.split(plain, inplace=True)
-    assert [row.outcome for row in report.modules] == ["kept"] * 3
+    assert [row.outcome for row in report.outcomes] == ["kept"] * 3
     assert "quantized or distributed by another library" in report["hidden"].reason
 
 

@@ -1,9 +1,4 @@
-"""What every candidate spec would do to every tensor of a folder: the exact error, found by quantizing and throwing away.
-
-A tensor of up to `SAMPLE_WEIGHTS` weights is measured whole, and the figures are those of the real run. Of a larger one a
-fixed sample is measured, whole rows spread evenly over it (and over the matrices of a stack), and the noise is scaled up: in
-seconds for a billion weights. The sample depends on the shape alone, so plans are reproducible on any machine.
-"""
+"""The rows of a folder's tensors that a planner measures, see `plan.sample`."""
 
 from __future__ import annotations
 
@@ -12,78 +7,63 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
-from math import fsum
 
 import numpy as np
+from numpy.typing import NDArray
 
 from splitquant.checkpoint.folder import Folder
-from splitquant.core.arrays import I64, Matrix
-from splitquant.core.error import NO_ERROR, ErrorFigures, figures_of
-from splitquant.core.passes import Sink, Windows, encoded, held, solved
+from splitquant.core.arrays import Matrix
 from splitquant.core.rows import to_matrix
-from splitquant.core.spec import QuantSpec
 from splitquant.errors import TensorError, tensor_error
 from splitquant.format.decode import as_window
 from splitquant.format.dtypes import DTYPES
-from splitquant.format.planes import Geometry, geometry
-from splitquant.plan.candidates import Options
-from splitquant.plan.plan import TensorPlan
+from splitquant.format.planes import Geometry
+from splitquant.plan.layers import Layer
+from splitquant.plan.measured import Measured, measured_by
+from splitquant.plan.planner import Pool
+from splitquant.plan.sample import sample_of
 from splitquant.storage.files import SourceFile
 from splitquant.storage.memory import Buffers, MemoryBudget
 
-SAMPLE_WEIGHTS = 1 << 20
-_MATRICES = 8  # of a stack that is sampled
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """The rows of one matrix of a tensor that are measured."""
-
-    matrix: int
-    rows: I64
-
-
-def sample_of(g: Geometry) -> list[Sample]:
-    """Which rows of which matrices of a tensor are measured: all of a small one, else an even spread."""
-    if g.count * g.rows * g.cols <= SAMPLE_WEIGHTS:
-        return [Sample(matrix, np.arange(g.rows)) for matrix in range(g.count)]
-    matrices = min(g.count, _MATRICES)
-    rows = min(g.rows, max(1, SAMPLE_WEIGHTS // (matrices * g.cols)))
-    return [Sample(int(matrix), _spread(g.rows, rows)) for matrix in _spread(g.count, matrices)]
-
-
-def _spread(length: int, count: int) -> I64:
-    """The middles of `count` equal stretches of `length` places."""
-    return (2 * np.arange(count, dtype=np.int64) + 1) * length // (2 * count)
+I64 = NDArray[np.int64]
 
 
 def measure_folder(
     folder: Folder,
-    tensors: Sequence[TensorPlan],
-    pool_of: Callable[[TensorPlan], Sequence[QuantSpec | None]],
+    asked: Sequence[tuple[Layer, Pool]],
     budget: MemoryBudget,
     advance: Callable[[int], None] = lambda _: None,
-) -> tuple[Options, ...]:
-    """The options of some tensors of a folder, by their pools; `advance` is told source bytes, measured or passed over.
+) -> tuple[Measured, ...]:
+    """What some tensors of a folder lose by each of their candidates.
 
-    Same result whatever the threads and the memory. Raises TensorError (NaN, infinity), SourceError, SpecError (memory).
+    Same result whatever the threads and the memory.
+
+    Args:
+        folder: where they are.
+        asked: the tensors, and the candidates of each.
+        budget: of memory and threads.
+        advance: told source bytes, measured or passed over.
+
+    Raises:
+        TensorError: for NaN and infinity. SourceError, SpecError: as the reading of windows does.
     """
     with ExitStack() as stack:
-        names = dict.fromkeys(folder.shard_of[tensor.name] for tensor in tensors)
+        names = dict.fromkeys(folder.shard_of[layer.name] for layer, _ in asked)
         files = {name: stack.enter_context(SourceFile(folder.path / name)) for name in names}
         pool = stack.enter_context(ThreadPoolExecutor(budget.threads))
         buffers = Buffers()
 
-        def measure(tensor: TensorPlan) -> Options:
-            reader = _Reader(files[folder.shard_of[tensor.name]], folder.tensors[tensor.name].start, tensor, buffers)
+        def measure(one: tuple[Layer, Pool]) -> Measured:
+            layer, specs = one
+            reader = _Reader(files[folder.shard_of[layer.name]], folder.tensors[layer.name].start, layer, buffers)
             try:
-                options = _measure(reader, pool_of(tensor), budget)
+                measured = measured_by(layer, specs, reader.matrices(layer.geometry, budget), buffers.get)
             except TensorError as error:
-                raise tensor_error(reader.source.path, tensor.name, error) from None
-            advance(tensor.nbytes)
-            return options
+                raise tensor_error(reader.source.path, layer.name, error) from None
+            advance(layer.nbytes)
+            return measured
 
-        return tuple(pool.map(measure, tensors))
+        return tuple(pool.map(measure, asked))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +72,12 @@ class _Reader:
 
     source: SourceFile
     start: int
-    tensor: TensorPlan
+    layer: Layer
     buffers: Buffers
 
     def matrices(self, g: Geometry, budget: MemoryBudget) -> Iterator[Matrix]:
         """The sampled rows, matrix by matrix."""
-        tensor = self.tensor
+        tensor = self.layer
         matrix_bytes = tensor.nbytes // g.count
         for sample in sample_of(g):
             at = self.start + sample.matrix * matrix_bytes
@@ -120,40 +100,4 @@ class _Reader:
             places = list(run)
             first, count = places[0], len(places)
             self.source.read_into(raw[first[0] * row_bytes : (first[0] + count) * row_bytes], at + first[1] * row_bytes)
-        return as_window(raw, self.tensor.dtype, len(rows), cols)
-
-
-def _measure(reader: _Reader, pool: Sequence[QuantSpec | None], budget: MemoryBudget) -> Options:
-    tensor = reader.tensor
-    g = geometry(tensor.shape, tensor.role.axis, tensor.role.stack)
-    figures = [NO_ERROR] * len(pool)
-    weights = 0
-    signals = []
-    for x in reader.matrices(g, budget):
-        signal, found = _errors(x, pool, reader.buffers)
-        signals.append(signal)
-        figures = [sums if new is None else sums.merge(new) for sums, new in zip(figures, found, strict=True)]
-        weights += x.size
-    factor = tensor.weights / weights
-    exact = weights == tensor.weights
-    return Options(
-        tensor=tensor,
-        specs=tuple(pool),
-        noise=tuple(figure.noise if exact else figure.noise * factor for figure in figures),
-        signal=fsum(signals) * (1.0 if exact else factor),
-        exact=exact,
-    )
-
-
-def _errors(x: Matrix, pool: Sequence[QuantSpec | None], buffers: Buffers) -> tuple[float, list[ErrorFigures | None]]:
-    """The signal of a matrix, and its figures by every spec of the pool (None for None)."""
-    found: list[ErrorFigures | None] = [None] * len(pool)
-    sink = Sink(lambda _, blocks: next(blocks).errors, buffers.get)
-    signal = 0.0
-    for granularity in dict.fromkeys(spec.granularity for spec in pool if spec is not None):
-        matrix = held(Windows.whole(x), granularity)
-        specs = {n: spec for n, spec in enumerate(pool) if spec is not None and spec.granularity == granularity}
-        for (number, spec), grid in zip(specs.items(), solved(matrix, [*specs.values()]), strict=True):
-            found[number] = figures = figures_of(x.size, encoded(matrix, spec, grid, sink))
-            signal = figures.signal
-    return signal, found
+        return as_window(raw, self.layer.dtype, len(rows), cols)

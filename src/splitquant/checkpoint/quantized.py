@@ -19,7 +19,7 @@ from splitquant.format.config import METHOD, parse_table
 from splitquant.format.dtypes import DTYPE_OF_KIND, DTYPES
 from splitquant.format.planes import Plane, plane_key
 from splitquant.format.weight import Weight
-from splitquant.report.outcome import REPORT_NAME, Report, TensorOutcome
+from splitquant.report.outcome import REPORT_NAME, Outcome, Report
 from splitquant.storage.files import SourceFile
 from splitquant.storage.json_file import read_json
 
@@ -46,7 +46,7 @@ class QuantizedFolder:
     def outline(self) -> Report:
         """What the headers and the configuration tell, without figures, for a folder that has no report."""
         stored = [
-            TensorOutcome(
+            Outcome(
                 name=name,
                 outcome="quantized",
                 reason="",
@@ -56,13 +56,11 @@ class QuantizedFolder:
                 source_bytes=DTYPE_OF_KIND[weight.kind].nbytes(weight.shape),
                 stored_bytes=weight.nbytes,
                 spec=weight.spec,
-                figures=None,
-                checksums={},
             )
             for name, weight in self.tensors.items()
         ]
         kept = [
-            TensorOutcome(
+            Outcome(
                 name=name,
                 outcome="kept",
                 reason="as it was",
@@ -71,13 +69,14 @@ class QuantizedFolder:
                 shape=entry.shape,
                 source_bytes=entry.nbytes,
                 stored_bytes=entry.nbytes,
-                spec=None,
-                figures=None,
-                checksums={},
             )
             for name, entry in self.kept.items()
         ]
         return Report((*stored, *kept))
+
+    def known_report(self) -> Report:
+        """The report that was written with the folder, or its outline."""
+        return self.report() if (self.folder.path / REPORT_NAME).exists() else self.outline()
 
     def report(self) -> Report:
         """The report that was written with the folder; SourceError where it is missing or damaged."""
@@ -129,8 +128,18 @@ class QuantizedFolder:
 
 def open_quantized(path: Path) -> QuantizedFolder:
     """Open a folder that splitquant wrote; SourceError names what is missing or does not fit."""
-    folder = open_folder(path)
-    file = path / "config.json"
+    return with_table(open_folder(path))
+
+
+def is_quantized(folder: Folder) -> bool:
+    """Whether a folder says that splitquant wrote it."""
+    config = folder.config.get("quantization_config")
+    return isinstance(config, dict) and config.get("quant_method") == METHOD
+
+
+def with_table(folder: Folder) -> QuantizedFolder:
+    """A folder with what its configuration says of its tensors; SourceError names what is missing or does not fit."""
+    file = folder.path / "config.json"
     config = folder.config.get("quantization_config")
     method = config.get("quant_method") if isinstance(config, dict) else None
     if not isinstance(config, dict) or method != METHOD:

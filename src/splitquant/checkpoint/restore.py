@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from splitquant import __version__
 from splitquant.checkpoint.folder import Folder, Shard
-from splitquant.checkpoint.quantized import QuantizedFolder, open_quantized
+from splitquant.checkpoint.quantized import QuantizedFolder
 from splitquant.checkpoint.safetensors import Entry, build_header
 from splitquant.core.rows import from_matrix
 from splitquant.format.dtypes import DTYPE_OF_KIND
@@ -20,13 +19,14 @@ from splitquant.report.card import CARD_NAME, source_card
 from splitquant.report.outcome import REPORT_NAME
 from splitquant.storage.files import TargetFile
 from splitquant.storage.memory import MIB, MemoryBudget
-from splitquant.storage.workplace import Workplace, check_destination, check_room
+from splitquant.storage.workplace import Workplace, check_destination, check_room, fingerprint_of
+from splitquant.version import __version__
 
 READ_BYTES = 8 * MIB
 
 
 def dequantize_folder(
-    source: Path,
+    quantized: QuantizedFolder,
     destination: Path,
     budget: MemoryBudget,
     *,
@@ -38,15 +38,14 @@ def dequantize_folder(
     Every weight is `row_scale * levels[cluster, code]` rounded to its dtype; kept tensors are copied byte for byte.
     Raises SourceError and DestinationError.
     """
-    quantized = open_quantized(source)
+    source = quantized.folder.path
     budget = replace(budget, tensors=len(quantized.tensors) + len(quantized.kept))
-    check_destination(source, destination, force)
+    check_destination(source, destination, force=force)
     outputs = {shard.name: _outputs(quantized, shard) for shard in quantized.folder.shards}
     headers = {name: build_header(items, _metadata(quantized.folder, name)) for name, items in outputs.items()}
     total = sum(entry.nbytes for _, entries in headers.values() for entry in entries)
     check_room(destination, total + 64 * MIB)
-    stats = [(source / shard.name).resolve().stat() for shard in quantized.folder.shards]
-    fingerprint = repr([__version__, *((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats)])
+    fingerprint = repr([__version__, *(fingerprint_of(source / shard.name) for shard in quantized.folder.shards)])
     with Workplace(destination, fingerprint) as workplace:
         for name, (header, entries) in headers.items():
             if workplace.finished(name) is not None:

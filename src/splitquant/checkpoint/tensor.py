@@ -24,9 +24,9 @@ from splitquant.core.split import level_planes
 from splitquant.errors import TensorError, tensor_error
 from splitquant.format.decode import as_window
 from splitquant.format.dtypes import DTYPES
-from splitquant.format.planes import Geometry, geometry, plane_key
-from splitquant.plan.plan import TensorPlan
-from splitquant.report.outcome import TensorOutcome, outcome_of
+from splitquant.format.planes import Geometry, plane_key
+from splitquant.plan.plan import Decision
+from splitquant.report.outcome import Outcome, outcome_of
 from splitquant.storage.checksum import Checksum, join
 from splitquant.storage.files import SourceFile, TargetFile
 from splitquant.storage.memory import MIB, Buffers, MemoryBudget
@@ -55,34 +55,30 @@ class _Written:
     errors: ErrorSums
 
 
-def transform_tensor(plan: TensorPlan, streams: Streams, pool: ThreadPoolExecutor | None) -> TensorOutcome:
+def transform_tensor(decision: Decision, streams: Streams, pool: ThreadPoolExecutor | None) -> Outcome:
     """Quantize or copy one tensor as planned; `pool` shares its windows between threads.
 
     Raises TensorError (NaN, infinity), SourceError and DestinationError, each naming the file and the tensor.
     """
-    if plan.spec is None:
-        checksums = {plan.name: _copy(streams, plan.name)}
+    if decision.spec is None:
+        checksums = {decision.name: _copy(streams, decision.name)}
         figures = None
     else:
         try:
-            checksums, figures = _quantize(plan, plan.spec, streams, pool)
+            checksums, figures = _quantize(decision, decision.spec, streams, pool)
         except TensorError as error:
-            raise tensor_error(streams.source.path, plan.name, error) from None
-    return outcome_of(plan, figures, {name: str(checksum) for name, checksum in checksums.items()})
+            raise tensor_error(streams.source.path, decision.name, error) from None
+    return outcome_of(decision, figures, {name: str(checksum) for name, checksum in checksums.items()})
 
 
-def is_cut(plan: TensorPlan, streams: Streams) -> bool:
+def is_cut(decision: Decision, streams: Streams) -> bool:
     """Whether the matrices of a tensor are read in several windows (which all threads then share)."""
-    return plan.spec is not None and len(_windows(plan, plan.spec, _geometry(plan), streams)) > 1
+    return decision.spec is not None and len(_windows(decision, decision.spec, decision.layer.geometry, streams)) > 1
 
 
-def _geometry(plan: TensorPlan) -> Geometry:
-    return geometry(plan.shape, plan.role.axis, plan.role.stack)
-
-
-def _windows(plan: TensorPlan, spec: QuantSpec, g: Geometry, streams: Streams) -> list[tuple[int, int]]:
-    what = f"{streams.source.path}: tensor {plan.name!r}"
-    return streams.budget.windows(what, g.rows, _row_bytes(plan, spec, g), can_be_cut=g.axis == 0)
+def _windows(decision: Decision, spec: QuantSpec, g: Geometry, streams: Streams) -> list[tuple[int, int]]:
+    what = f"{streams.source.path}: tensor {decision.name!r}"
+    return streams.budget.windows(what, g.rows, _row_bytes(decision, spec, g), can_be_cut=g.axis == 0)
 
 
 def _copy(streams: Streams, name: str) -> Checksum:
@@ -98,28 +94,30 @@ def _copy(streams: Streams, name: str) -> Checksum:
 
 
 def _quantize(
-    plan: TensorPlan, spec: QuantSpec, streams: Streams, pool: ThreadPoolExecutor | None
+    decision: Decision, spec: QuantSpec, streams: Streams, pool: ThreadPoolExecutor | None
 ) -> tuple[dict[str, Checksum], ErrorFigures]:
-    g = _geometry(plan)
+    g = decision.layer.geometry
     pieces: dict[str, list[Checksum]] = {}
     figures = NO_ERROR
     for index in range(g.count):
-        grid, written = _Matrix(plan, spec, g, index, streams).quantize(map if pool is None else pool.map)
+        grid, written = _Matrix(decision, spec, g, index, streams).quantize(map if pool is None else pool.map)
         for window in written:
             for plane, checksum in window.checksums.items():
                 pieces.setdefault(plane, []).append(checksum)
         for name, values in level_planes(spec, grid).items():
-            pieces.setdefault(name, []).append(_put(streams, plan, name, index * values.nbytes, values.view(np.uint8)))
+            pieces.setdefault(name, []).append(
+                _put(streams, decision, name, index * values.nbytes, values.view(np.uint8))
+            )
         figures = figures.merge(figures_of(g.rows * g.cols, [window.errors for window in written]))
-    pieces["shape"] = [_put(streams, plan, "shape", 0, np.array(plan.shape, "<i8").view(np.uint8))]
-    return {plane_key(plan.name, plane): join(checksums) for plane, checksums in pieces.items()}, figures
+    pieces["shape"] = [_put(streams, decision, "shape", 0, np.array(decision.layer.shape, "<i8").view(np.uint8))]
+    return {plane_key(decision.name, plane): join(checksums) for plane, checksums in pieces.items()}, figures
 
 
 @dataclass(frozen=True, slots=True)
 class _Matrix:
     """One matrix of a tensor, from its place in the source to its places in the planes."""
 
-    plan: TensorPlan
+    decision: Decision
     spec: QuantSpec
     geometry: Geometry
     index: int
@@ -127,7 +125,7 @@ class _Matrix:
 
     def quantize(self, shared: Map) -> tuple[Grid, list[_Written]]:
         """Its grid, and what was written of every window; `shared` gives several windows to several threads."""
-        windows = [range(*window) for window in _windows(self.plan, self.spec, self.geometry, self.streams)]
+        windows = [range(*window) for window in _windows(self.decision, self.spec, self.geometry, self.streams)]
         matrix = Windows(windows, self.load, shared)
         passes = count_passes(matrix, self.spec)
         matrix = replace(matrix, passed=lambda rows: self.streams.advance(len(rows) * self.row_bytes // passes))
@@ -136,17 +134,17 @@ class _Matrix:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row in the source."""
-        return self.plan.nbytes // (self.geometry.count * self.geometry.rows)
+        return self.decision.layer.nbytes // (self.geometry.count * self.geometry.rows)
 
     def load(self, rows: range) -> Matrix:
         """Some rows (all of them where the channel axis is not the first)."""
         g, source = self.geometry, self.streams.source
         raw = self.streams.buffers.get("raw", len(rows) * self.row_bytes)
         first = self.index * g.rows + rows.start
-        source.read_into(raw, self.streams.entries[self.plan.name].start + first * self.row_bytes)
+        source.read_into(raw, self.streams.entries[self.decision.name].start + first * self.row_bytes)
         if g.axis == 0:
-            return as_window(raw, self.plan.dtype, len(rows), g.cols)
-        flat = as_window(raw, self.plan.dtype, 1, g.rows * g.cols)
+            return as_window(raw, self.decision.layer.dtype, len(rows), g.cols)
+        flat = as_window(raw, self.decision.layer.dtype, 1, g.rows * g.cols)
         return to_matrix(flat.reshape(g.matrix_shape), g.axis)
 
     def write(self, rows: Encoded) -> _Written:
@@ -155,26 +153,27 @@ class _Matrix:
         if rows.planes.clusters is not None:
             planes["clusters"] = rows.planes.clusters
         if rows.scales is not None:
-            kind = self.plan.weight(self.spec).scale_kind
+            kind = self.decision.layer.weight(self.spec).scale_kind
             planes["row_scale"] = pack_row_scale(rows.scales.scale, kind).view(np.uint8)
         first = self.index * self.geometry.rows + rows.rows.start
         checksums = {
-            name: _put(self.streams, self.plan, name, first * plane.shape[1], plane) for name, plane in planes.items()
+            name: _put(self.streams, self.decision, name, first * plane.shape[1], plane)
+            for name, plane in planes.items()
         }
         return _Written(checksums, rows.errors)
 
 
-def _put(streams: Streams, plan: TensorPlan, plane: str, at: int, data: U8) -> Checksum:
+def _put(streams: Streams, decision: Decision, plane: str, at: int, data: U8) -> Checksum:
     flat = data.reshape(-1)
-    streams.target.write(flat, streams.places[plane_key(plan.name, plane)].start + at)
+    streams.target.write(flat, streams.places[plane_key(decision.name, plane)].start + at)
     return Checksum.of(flat)
 
 
-def _row_bytes(plan: TensorPlan, spec: QuantSpec, g: Geometry) -> int:
+def _row_bytes(decision: Decision, spec: QuantSpec, g: Geometry) -> int:
     """Memory that one row takes while it is quantized: as read, as a window, as planes and as row_scales."""
-    transposed = 0 if g.axis == 0 else plan.nbytes // max(1, plan.weights)
+    transposed = 0 if g.axis == 0 else decision.layer.nbytes // max(1, decision.layer.weights)
     return (
-        g.cols * (DTYPES[plan.dtype].window_bytes + transposed)
+        g.cols * (DTYPES[decision.layer.dtype].window_bytes + transposed)
         + sum(plane_widths(g.cols, spec))
         + 12 * spec.groups(g.cols)
         + 32

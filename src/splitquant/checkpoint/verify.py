@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from splitquant.checkpoint.folder import Folder, open_folder
+from splitquant.checkpoint.folder import Folder
 from splitquant.checkpoint.quantized import QuantizedFolder, open_quantized
 from splitquant.core.arrays import Matrix
 from splitquant.core.error import NO_ERROR, ErrorFigures, ErrorSums, figures_of
@@ -21,7 +21,7 @@ from splitquant.format.decode import as_window
 from splitquant.format.dtypes import DTYPES
 from splitquant.format.planes import Geometry
 from splitquant.report.card import CARD_NAME
-from splitquant.report.outcome import REPORT_NAME, Report, TensorOutcome
+from splitquant.report.outcome import REPORT_NAME, Outcome, Report
 from splitquant.storage.checksum import Checksum, join
 from splitquant.storage.files import SourceFile
 from splitquant.storage.memory import MIB, MemoryBudget
@@ -39,15 +39,15 @@ class Verified:
 
 
 def verify_folder(
-    source: Path, destination: Path, budget: MemoryBudget, advance: Callable[[int], None] = lambda _: None
+    folder: Folder, destination: Path, budget: MemoryBudget, advance: Callable[[int], None] = lambda _: None
 ) -> Verified:
     """Verify a quantized folder against its source; VerifyError names the first tensor that is off, and how."""
-    folder, quantized = open_folder(source), open_quantized(destination)
+    quantized = open_quantized(destination)
     budget = replace(budget, tensors=len(folder.tensors))
     report = quantized.report()
     _check_inventory(folder, quantized, report)
     checksums = 0
-    for outcome in report.tensors:
+    for outcome in report.outcomes:
         checksums += _check_checksums(quantized, outcome)
         stored = quantized.tensors.get(outcome.name)
         if stored is None:
@@ -55,13 +55,13 @@ def verify_folder(
         else:
             _check_figures(folder, quantized, outcome, budget)
         advance(outcome.source_bytes)
-    return Verified(report, len(report.tensors), checksums)
+    return Verified(report, len(report.outcomes), checksums)
 
 
-def _check_inventory(folder: Folder, quantized: QuantizedFolder, report: Report) -> None:
+def _check_inventory(folder: Folder, quantized: QuantizedFolder, report: Report) -> None:  # noqa: C901 - a flat list of checks, each with its reason, reads best in one piece
     """Every tensor of the source is there, quantized or kept, as the report says; nothing else is; other files are the same."""
     place, kept = quantized.folder.path, quantized.kept
-    outcomes = {outcome.name: outcome for outcome in report.tensors}
+    outcomes = {outcome.name: outcome for outcome in report.outcomes}
     for name, entry in folder.tensors.items():
         stored = quantized.tensors.get(name)
         if name not in outcomes:
@@ -101,7 +101,7 @@ def _same_file(before: Path, after: Path) -> bool:
         return False
 
 
-def _check_checksums(quantized: QuantizedFolder, outcome: TensorOutcome) -> int:
+def _check_checksums(quantized: QuantizedFolder, outcome: Outcome) -> int:
     stored = quantized.tensors.get(outcome.name)
     names = [outcome.name] if stored is None else [plane for plane, _, _ in stored.stored(outcome.name)]
     if set(names) != set(outcome.checksums):
@@ -136,7 +136,7 @@ def _check_kept(folder: Folder, quantized: QuantizedFolder, name: str) -> None:
                 raise VerifyError(f"{quantized.folder.path}: kept tensor {name!r} differs from the source")
 
 
-def _check_figures(folder: Folder, quantized: QuantizedFolder, outcome: TensorOutcome, budget: MemoryBudget) -> None:
+def _check_figures(folder: Folder, quantized: QuantizedFolder, outcome: Outcome, budget: MemoryBudget) -> None:
     figures = recomputed_figures(folder, quantized, outcome.name, budget)
     if figures != outcome.figures:
         raise VerifyError(
@@ -155,18 +155,18 @@ def recomputed_figures(folder: Folder, quantized: QuantizedFolder, name: str, bu
         errors: list[ErrorSums] = []
         for first, last in budget.windows(what, g.rows, row_bytes, can_be_cut=g.axis == 0):
             w_hat = quantized.rows(name, index, first, last).dequantize()
-            errors.append(row_errors(to_float32(_source_rows(folder, name, g, index, first, last)), w_hat).sums)
+            errors.append(row_errors(to_float32(_source_rows(folder, name, g, index, range(first, last))), w_hat).sums)
         total = total.merge(figures_of(g.rows * g.cols, errors))
     return total
 
 
-def _source_rows(folder: Folder, name: str, g: Geometry, index: int, first: int, last: int) -> Matrix:
+def _source_rows(folder: Folder, name: str, g: Geometry, index: int, rows: range) -> Matrix:
     entry = folder.tensors[name]
     matrix_bytes = entry.nbytes // g.count
     row_bytes = matrix_bytes // g.rows
-    raw = np.empty((last - first) * row_bytes, np.uint8)
+    raw = np.empty(len(rows) * row_bytes, np.uint8)
     with SourceFile(folder.path / folder.shard_of[name]) as file:
-        file.read_into(raw, entry.start + index * matrix_bytes + first * row_bytes)
+        file.read_into(raw, entry.start + index * matrix_bytes + rows.start * row_bytes)
     if g.axis == 0:
-        return as_window(raw, entry.dtype, last - first, g.cols)
+        return as_window(raw, entry.dtype, len(rows), g.cols)
     return to_matrix(as_window(raw, entry.dtype, 1, g.rows * g.cols).reshape(g.matrix_shape), g.axis)

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from splitquant.checkpoint.quantized import open_quantized
-from splitquant.checkpoint.restore import dequantize_folder
-from splitquant.cli.terminal import CAN_GO_ON, byte_progress, say
-from splitquant.report.summary import size
-from splitquant.storage.resources import Resources
+import typer
+
+from splitquant.cli.arguments import Force, MaxMemory, Output, Quiet
 
 
-def run_dequantize(path: Path, output: Path, max_memory: str, *, force: bool, quiet: bool) -> None:
-    """Dequantize with progress; prints where the float folder is."""
-    budget = Resources.of(max_memory, threads=1).budget()
-    total = open_quantized(path).float_bytes
+def dequantize(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A quantized folder.")],
+    output: Output,
+    *,
+    max_memory: MaxMemory = "1GiB",
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the plain float folder that a quantized one stands for, for tools that only read floats."""
+    from splitquant import api
+    from splitquant.cli.terminal import CAN_GO_ON, byte_progress, say
+    from splitquant.sizes import shown_bytes
+
+    total = api.inspect(folder).report.source_bytes
     with byte_progress("dequantizing", total, quiet=quiet, after=CAN_GO_ON) as advance:
-        nbytes = dequantize_folder(path, output, budget, force=force, advance=advance)
+        nbytes = api.dequantize(folder, output, max_memory=max_memory, force=force, advance=advance)
     if not quiet:
-        say(f"written to {output}: {size(nbytes)} of float tensors")
+        say(f"written to {output}: {shown_bytes(nbytes)} of float tensors")

@@ -9,31 +9,32 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from splitquant.checkpoint.planner import Choice
 from splitquant.errors import MissingExtraError, SpecError
-from splitquant.report.summary import decibels, size
+from splitquant.plan.planner import PricedPlan
+from splitquant.report.summary import decibels
+from splitquant.sizes import shown_bytes
 from splitquant.storage.files import destination_error
 
 _WIDTH, _HEIGHT = 60, 12
 PICTURES = (".svg", ".png", ".html")
 
 
-def with_chosen(marks: Sequence[Choice], chosen: Choice) -> list[Choice]:
+def with_chosen(marks: Sequence[PricedPlan], chosen: PricedPlan) -> list[PricedPlan]:
     """The marks and the chosen plan, by size."""
     others = [mark for mark in marks if mark.tensor_bytes != chosen.tensor_bytes]
     return sorted([*others, chosen], key=lambda choice: choice.tensor_bytes)
 
 
-def frontier_table(choices: Sequence[Choice], chosen: Choice) -> Table:
+def frontier_table(choices: Sequence[PricedPlan], chosen: PricedPlan) -> Table:
     """One row per size."""
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    for column in ("folder", "bits/w", "SQNR"):
+    for column in ("size", "bits/w", "SQNR"):
         table.add_column(column, justify="right")
     table.add_column("")
     for choice in choices:
         here = choice is chosen
         table.add_row(
-            size(choice.folder_bytes),
+            shown_bytes(choice.total_bytes),
             f"{choice.bits_per_weight:.2f}",
             decibels(choice.figures.sqnr_db),
             "<- this plan" if here else "",
@@ -42,7 +43,7 @@ def frontier_table(choices: Sequence[Choice], chosen: Choice) -> Table:
     return table
 
 
-def frontier_drawing(choices: Sequence[Choice], chosen: Choice) -> Text:
+def frontier_drawing(choices: Sequence[PricedPlan], chosen: PricedPlan) -> Text:
     """SQNR over bits per weight, the chosen plan as `O`."""
     points = [(c.bits_per_weight, c.figures.sqnr_db, c is chosen) for c in choices if c.figures.noise > 0]
     if len(points) < 2:
@@ -61,11 +62,11 @@ def frontier_drawing(choices: Sequence[Choice], chosen: Choice) -> Text:
     return Text("\n".join(lines))
 
 
-def frontier_dict(choices: Sequence[Choice], chosen: Choice) -> list[dict[str, Any]]:
+def frontier_dict(choices: Sequence[PricedPlan], chosen: PricedPlan) -> list[dict[str, Any]]:
     """The frontier for a JSON report."""
     return [
         {
-            "folder_bytes": choice.folder_bytes,
+            "total_bytes": choice.total_bytes,
             "bits_per_weight": choice.bits_per_weight,
             "sqnr_db": choice.figures.sqnr_db if choice.figures.noise > 0 else None,
             "chosen": choice is chosen,
@@ -86,7 +87,7 @@ def check_picture(target: Path | None) -> None:
         raise MissingExtraError("matplotlib", "plot") from None
 
 
-def write_picture(target: Path, choices: Sequence[Choice], chosen: Choice) -> None:
+def write_picture(target: Path, choices: Sequence[PricedPlan], chosen: PricedPlan) -> None:
     """SQNR over bits per weight as SVG, PNG or HTML; the same input gives the same SVG."""
     import io
 
@@ -102,7 +103,7 @@ def write_picture(target: Path, choices: Sequence[Choice], chosen: Choice) -> No
             [c.bits_per_weight for c in points], [c.figures.sqnr_db for c in points], marker=".", label="frontier"
         )
         if chosen.figures.noise > 0:
-            label = f"this plan, {size(chosen.folder_bytes)}"
+            label = f"this plan, {shown_bytes(chosen.total_bytes)}"
             axes.plot([chosen.bits_per_weight], [chosen.figures.sqnr_db], "o", label=label)
         axes.set(xlabel="stored bits per weight", ylabel="SQNR of the weights, dB")
         axes.grid(alpha=0.3)

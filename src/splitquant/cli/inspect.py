@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from splitquant.checkpoint.convert import plan_folder
-from splitquant.checkpoint.folder import open_folder
-from splitquant.checkpoint.quantized import open_quantized
-from splitquant.cli.tables import show, summary_table, tensor_table
-from splitquant.cli.terminal import say, write_json
-from splitquant.plan.plan import Recipe
-from splitquant.report.outcome import REPORT_NAME, planned_report
+import typer
+
+from splitquant.cli.arguments import Json
 
 
-def run_inspect(path: Path, json_file: Path | None) -> None:
-    """The tensors of a quantized folder by its report, or what the rules would make of a float folder."""
-    config = open_folder(path).config.get("quantization_config")
-    quantized = isinstance(config, dict) and config.get("quant_method") == "splitquant"
-    if quantized:
-        folder = open_quantized(path)
-        report = folder.report() if (path / REPORT_NAME).exists() else folder.outline()
-    else:
-        report = planned_report(plan_folder(path, Recipe())[1])
-    write_json(json_file, report.to_dict())
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A quantized folder, or a float one.")],
+    *,
+    json_file: Json = None,
+) -> None:
+    """Show what a folder holds: every tensor with its spec (or what the rules would make of it), bits per weight, size."""
+    from splitquant import api
+    from splitquant.cli.tables import show, summary_table, tensor_table
+    from splitquant.cli.terminal import say, write_json
+
+    found = api.inspect(folder)
+    write_json(json_file, found.report.to_dict())
     if str(json_file) == "-":
         return
-    if not quantized:
+    if not found.quantized:
         say("a float folder; this is what 'splitquant quantize' would do with it:")
-    show(tensor_table(report.tensors), summary_table(report, planned=not quantized))
+    show(tensor_table(found.report.outcomes), summary_table(found.report, planned=not found.quantized))

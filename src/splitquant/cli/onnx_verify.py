@@ -13,8 +13,8 @@ import splitquant.onnx as sqo
 from splitquant.cli.tables import show
 from splitquant.cli.terminal import check_json_target, say, write_json
 from splitquant.errors import SourceError, SpecError
-from splitquant.onnx.source import data_files_of
 from splitquant.onnx.verify import Verification
+from splitquant.onnx.wire.source import data_files_of
 from splitquant.report.summary import decibels
 
 

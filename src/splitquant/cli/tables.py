@@ -9,8 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from splitquant.report.outcome import Report, TensorOutcome
-from splitquant.report.summary import Row, by_outcome, decibels, size, total
+from splitquant.report.outcome import Outcome, Report
+from splitquant.report.summary import Row, by_outcome, decibels, total, what_became_of
+from splitquant.sizes import shown_bytes
 
 
 def console(**options: Any) -> Console:
@@ -41,22 +42,22 @@ def summary_table(report: Report, *, planned: bool = False) -> Table:
     return table
 
 
-def tensor_table(tensors: Iterable[TensorOutcome]) -> Table:
-    """One row per tensor."""
+def tensor_table(outcomes: Iterable[Outcome]) -> Table:
+    """One row per one."""
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     for column in ("tensor", "dtype", "shape", "outcome"):
         table.add_column(column, overflow="fold")
     for column in ("bits/weight", "size", "SQNR"):
         table.add_column(column, justify="right")
-    for tensor in tensors:
+    for one in outcomes:
         table.add_row(
-            tensor.name,
-            tensor.dtype,
-            "x".join(map(str, tensor.shape)),
-            str(tensor.spec) if tensor.spec else f"kept: {tensor.reason}",
-            f"{tensor.bits_per_weight:.2f}",
-            size(tensor.stored_bytes),
-            decibels(tensor.figures.sqnr_db) if tensor.figures else "",
+            one.name,
+            one.dtype,
+            "x".join(map(str, one.shape)),
+            what_became_of(one),
+            f"{one.bits_per_weight:.2f}",
+            shown_bytes(one.stored_bytes),
+            decibels(one.figures.sqnr_db) if one.figures else "",
         )
     return table
 
@@ -64,9 +65,9 @@ def tensor_table(tensors: Iterable[TensorOutcome]) -> Table:
 def _cells(row: Row, *, planned: bool) -> list[str]:
     cells = [
         row.what,
-        f"{len(row.tensors)}",
-        size(row.source_bytes),
-        size(row.stored_bytes),
+        f"{len(row.outcomes)}",
+        shown_bytes(row.source_bytes),
+        shown_bytes(row.stored_bytes),
         f"{row.bits_per_weight:.2f}",
     ]
     return cells if planned else [*cells, row.sqnr]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from splitquant.core.floats import Kind
+from splitquant.core.floats import FLOATS, Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +38,15 @@ class Dtype:
     @property
     def is_window(self) -> bool:
         """Whether its bytes are what the kernels work on: the values of its kind themselves, neither wider nor narrower."""
-        return self.kind is not None and self.bits == _BITS_OF_KIND[self.kind]
+        return self.kind is not None and self.bits == 8 * FLOATS[self.kind].dtype.itemsize
 
     @property
     def window_bytes(self) -> int:
         """Memory that a weight takes as raw bytes and, where it differs from them, as a window."""
         assert self.kind is not None
-        return self.bits // 8 + (0 if self.is_window else _BITS_OF_KIND[self.kind] // 8)
+        return self.bits // 8 + (0 if self.is_window else FLOATS[self.kind].dtype.itemsize)
 
 
-_BITS_OF_KIND: Mapping[Kind, int] = MappingProxyType({"bf16": 16, "fp16": 16, "fp32": 32})
 _TABLE = (
     Dtype("F64", 64, "fp32", "<f8", "float64", "DOUBLE"),  # rounded to float32 first
     Dtype("F32", 32, "fp32", "<f4", "float32", "FLOAT"),

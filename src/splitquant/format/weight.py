@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from math import prod
 
 from splitquant.core.floats import Kind
+from splitquant.core.interface import plane_widths
 from splitquant.core.rows import row_scale_kind
 from splitquant.core.spec import QuantSpec
-from splitquant.format.planes import Geometry, Plane, geometry, plane_key, planes_of
+from splitquant.format.dtypes import DTYPE_OF_KIND
+from splitquant.format.planes import Geometry, Plane, geometry, plane_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +39,27 @@ class Weight:
     @property
     def geometry(self) -> Geometry:
         """The matrices it consists of."""
-        return geometry(self.shape, self.axis, self.stack)
+        return geometry(self.shape, self.axis, stack=self.stack)
 
     @property
     def planes(self) -> tuple[Plane, ...]:
         """The stored tensors that stand for it."""
-        return planes_of(self.shape, self.axis, self.stack, self.kind, self.spec)
+        g, spec = self.geometry, self.spec
+        head = (g.count,) if self.stack else ()
+        codes_width, clusters_width = plane_widths(g.cols, spec)
+        planes = [Plane("codes", "U8", (*head, g.rows, codes_width), "row")]
+        if clusters_width:
+            planes.append(Plane("clusters", "U8", (*head, g.rows, clusters_width), "row"))
+        if spec.facts.free_levels:
+            planes.append(Plane("levels", "F32", (*head, spec.clusters, spec.width.codes), "matrix"))
+        else:
+            planes += [Plane("scale", "F32", (*head, spec.clusters), "matrix")]
+            planes += [Plane("offset", "F32", (*head, spec.clusters), "matrix")]
+        groups = spec.groups(g.cols)
+        if groups:
+            planes.append(Plane("row_scale", DTYPE_OF_KIND[self.scale_kind].name, (*head, g.rows, groups), "row"))
+        planes.append(Plane("shape", "I64", (len(self.shape),), "tensor"))
+        return tuple(planes)
 
     @property
     def nbytes(self) -> int:

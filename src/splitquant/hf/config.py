@@ -12,7 +12,7 @@ from splitquant.core.strategies import Layout, Strategy
 from splitquant.errors import SpecError
 from splitquant.format.config import METHOD, parse_table, table_to_dict
 from splitquant.format.weight import Weight
-from splitquant.plan.plan import Recipe, embedding_spec
+from splitquant.plan.recipe import Recipe, embedding_spec
 
 
 class SplitQuantConfig(QuantizationConfigMixin):  # type: ignore[misc] # transformers is not typed
@@ -22,13 +22,13 @@ class SplitQuantConfig(QuantizationConfigMixin):  # type: ignore[misc] # transfo
     embeddings: for token embeddings and output heads: a number of bits (plain, symmetric, a scale per row), a `QuantSpec`,
         or "keep".
     modules_to_not_convert: names of modules, or their last parts, that stay float ("lm_head", "model.layers.0.mlp").
-    include, exclude: glob patterns of tensor names, as in `splitquant.plan.plan.Recipe`.
+    include, exclude: glob patterns of tensor names, as in `splitquant.plan.recipe.Recipe`.
 
     As JSON it is the table of quantized tensors (docs/format.md, section 2), filled in when a model was loaded.
     Raises SpecError for an option that is out of range.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - options by name, as transformers' own configurations have them
         self,
         bits: int = 4,
         clusters: int = 0,

@@ -10,25 +10,27 @@ import torch
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from splitquant.checkpoint.roles import layers_of
 from splitquant.errors import TensorError
 from splitquant.hf.config import SplitQuantConfig
 from splitquant.hf.placing import Places
 from splitquant.hf.sources import Header
-from splitquant.plan.plan import TensorPlan, plan_tensors
+from splitquant.plan.decide import decide
+from splitquant.plan.plan import Decision
 from splitquant.torch.packed import PackedWeight
 
 logger = logging.getLogger(__name__)
 
 
-def decide(
+def choose(
     headers: list[Header], ways: Mapping[str, tuple[str, str]], config: SplitQuantConfig, places: Places
-) -> dict[str, TensorPlan]:
+) -> dict[str, Decision]:
     """What to quantize, by the model's parameter name.
 
     The plan is that of the folder quantizer. What it would quantize and a transformers layer cannot carry packed (experts
     that are one 3-D parameter, mostly) stays float, and a warning names it.
     """
-    plan = plan_tensors(headers, places.model.config.to_dict(), config.recipe)
+    plan = decide(layers_of(headers, places.model.config.to_dict()), config.recipe)
     chosen, kept = {}, []
     for tensor in plan.quantized:
         target, pattern = ways[tensor.name]
@@ -38,7 +40,7 @@ def decide(
         ):
             continue
         try:
-            fits = not pattern and not tensor.role.stack and places.can_take(target, tensor.shape)
+            fits = not pattern and not tensor.layer.stack and places.can_take(target, tensor.layer.shape)
         except AttributeError:
             continue  # the model has no such parameter, and transformers reports it
         if fits:
@@ -59,7 +61,7 @@ def decide(
 class QuantizeOnLoad(ConversionOps):  # type: ignore[misc] # transformers is not typed
     """Quantizes a parameter as it arrives and puts it into its layer; errors are kept in `failures` by tensor name."""
 
-    def __init__(self, chosen: dict[str, TensorPlan], places: Places, failures: dict[str, TensorError]) -> None:
+    def __init__(self, chosen: dict[str, Decision], places: Places, failures: dict[str, TensorError]) -> None:
         self.chosen = chosen
         self.places = places
         self.failures = failures
@@ -83,12 +85,12 @@ class QuantizeOnLoad(ConversionOps):  # type: ignore[misc] # transformers is not
         for name, value in input_dict.items():
             tensor = value[0] if isinstance(value, list) else value
             plan = self.chosen.get(name)
-            if plan is None or plan.spec is None or tuple(tensor.shape) != plan.shape:
+            if plan is None or plan.spec is None or tuple(tensor.shape) != plan.layer.shape:
                 self.chosen.pop(name, None)
                 left[name] = tensor
                 continue
             try:
-                packed = PackedWeight.from_tensor(tensor, plan.spec, plan.role.axis, self.places.dtype_of(name))
+                packed = PackedWeight.from_tensor(tensor, plan.spec, plan.layer.axis, self.places.dtype_of(name))
             except TensorError as error:
                 # Raised when loading is over: transformers would turn it into a report without its text.
                 self.failures[name] = error

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from splitquant.errors import TensorError
-from splitquant.torch.layers import attach, can_carry
+from splitquant.torch.carriers import attach, can_carry
 from splitquant.torch.packed import PackedWeight
 
 logger = logging.getLogger(__name__)

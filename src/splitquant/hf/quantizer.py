@@ -13,13 +13,13 @@ from splitquant.errors import SourceError, TensorError
 from splitquant.format.planes import PLANE_NAMES, plane_key
 from splitquant.hf.config import SplitQuantConfig
 from splitquant.hf.conversions import PlaneConverter, with_routes
-from splitquant.hf.onload import QuantizeOnLoad, decide
+from splitquant.hf.onload import QuantizeOnLoad, choose
 from splitquant.hf.placing import Places, forget
 from splitquant.hf.routes import Route, Routes, find_routes, ways_of
 from splitquant.hf.saving import state_and_table
 from splitquant.hf.sources import headers_of
-from splitquant.plan.plan import TensorPlan
-from splitquant.torch.layers import unpack_all
+from splitquant.plan.plan import Decision
+from splitquant.torch.carriers import unpack_all
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class SplitQuantizer(HfQuantizer):  # type: ignore[misc] # transformers is not t
         self.conversions: list[Any] = []
         self.used: set[int] = set()
         self.renamed: dict[str, torch.dtype] = {}
-        self.chosen: dict[str, TensorPlan] = {}
+        self.chosen: dict[str, Decision] = {}
         self.failures: dict[str, TensorError] = {}
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
@@ -69,7 +69,7 @@ class SplitQuantizer(HfQuantizer):  # type: ignore[misc] # transformers is not t
         }
         self.places = Places(model, (target for target, _ in ways.values()))
         if not self.pre_quantized:
-            self.chosen = decide(headers, ways, self.quantization_config, self.places)
+            self.chosen = choose(headers, ways, self.quantization_config, self.places)
             return weight_conversions
         self.routes = find_routes(tensors, ways, model)
         return with_routes(weight_conversions, self.routes, self._places)
@@ -78,7 +78,7 @@ class SplitQuantizer(HfQuantizer):  # type: ignore[misc] # transformers is not t
         """Bytes per weight, for planning where layers go."""
         plan = self.chosen.get(param_name)
         if plan is not None:
-            return plan.stored_bytes / max(1, plan.weights)
+            return plan.stored_bytes / max(1, plan.layer.weights)
         size: float = super().param_element_size(model, param_name, param)
         return size
 

@@ -10,7 +10,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming
 
 from splitquant.format.planes import plane_key
 from splitquant.format.weight import Weight
-from splitquant.torch.layers import packed_weights
+from splitquant.torch.carriers import packed_weights
 from splitquant.torch.packed import PackedWeight
 
 logger = logging.getLogger(__name__)

@@ -17,19 +17,20 @@ try:
 except ImportError as error:
     raise MissingExtraError("the onnx package", "onnx") from error
 
-from splitquant.onnx.convert import Converted, quantize, split
-from splitquant.onnx.options import DEFAULT_SPEC, SPLIT_SPEC, Options
-from splitquant.onnx.report import NodeOutcome, OnnxReport
+from splitquant.onnx.convert import quantize, split
+from splitquant.onnx.forms.options import DEFAULT_SPEC, SPLIT_SPEC, OnnxForm
+from splitquant.onnx.job import Converted
 from splitquant.onnx.verify import OutputMatch, Verification, verify
+from splitquant.report.outcome import Outcome, Report
 
 __all__ = [
     "DEFAULT_SPEC",
     "SPLIT_SPEC",
     "Converted",
-    "NodeOutcome",
-    "OnnxReport",
-    "Options",
+    "OnnxForm",
+    "Outcome",
     "OutputMatch",
+    "Report",
     "Verification",
     "quantize",
     "split",

@@ -28,6 +28,11 @@ LOW_BIT = frozenset(
 )
 
 
+def table_name(data_type: int) -> str:
+    """What our tables call an element type."""
+    return DTYPE_OF[data_type].name if data_type in DTYPE_OF else name_of(data_type)
+
+
 def name_of(data_type: int) -> str:
     """The name of an element type, or its number where ONNX has none."""
     try:

@@ -8,15 +8,12 @@ processors without VNNI the kernels for signed ones saturate.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onnx import NodeProto, TensorProto, helper
 
 from splitquant.onnx.dtypes import DATA_TYPE_OF
-
-if TYPE_CHECKING:
-    from splitquant.onnx.plan import NodePlan
-    from splitquant.onnx.rewrite import PartNames
+from splitquant.onnx.plan import NodePlan, PartNames
 
 
 def integer_terms(
@@ -42,9 +39,9 @@ def integer_terms(
         weight = part.codes
         if form.stored_bits < 8:
             weight = add("Cast", f"part{c}.codes", [weight], to=TensorProto.UINT8)
-        op_type = "ConvInteger" if form.layer.kind == "conv" else "MatMulInteger"
+        op_type = "ConvInteger" if form.operand.kind == "conv" else "MatMulInteger"
         product = add(op_type, f"part{c}", [codes, weight, zero_point, part.zero_point])
-        if form.layer.kind == "conv":
+        if form.operand.kind == "conv":
             nodes[-1].attribute.extend(plan.node.attribute)
         product = add("Cast", f"part{c}.cast", [product], to=TensorProto.FLOAT)
         factor = add("Mul", f"part{c}.scale", [scale, part.scale])

@@ -1,137 +1,120 @@
-"""Which input of a node is a weight, and how its axes are meant: one entry per operator."""
+"""The nodes of a model as layers: which have a weight that may be converted, why others stay, whose weights are shared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from onnx import NodeProto
 
-from splitquant.errors import SourceError
-from splitquant.onnx.scopes import STANDARD, Constant, Scope
+from splitquant.onnx.dtypes import name_of, table_name
+from splitquant.onnx.forms.options import OnnxForm
+from splitquant.onnx.graph.operands import NoOperand, Operand, OperandKind, operand_of
+from splitquant.onnx.graph.scopes import Constant, Scope
+from splitquant.plan.layers import Layer, Role
 
-_LEAST_INPUTS = 2
+_ROLES: dict[OperandKind, Role] = {
+    "matmul": "linear",
+    "gemm": "linear",
+    "conv": "conv",
+    "conv_transpose": "conv",
+    "embedding": "embedding",
+}
+TABLE = "an embedding is looked up, not multiplied: there is nothing to split"
 
-LayerKind = Literal["matmul", "gemm", "conv", "conv_transpose", "embedding"]
 
+@dataclass(frozen=True, slots=True, eq=False)
+class NodeLayer:
+    """A node of a handled operator, as a layer.
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A node with a weight. axis: the weight's output-channel axis; slot: which input the weight is.
-
-    weight: the constant; reduction: the axis that is summed over, for group granularity (None: there is no single one).
+    Args:
+        scope: its graph.
+        node: the node, which is overwritten by what takes its place.
+        label, op_type: what it is called and is.
+        operand: its weight (None: it has none).
+        layer: what a plan decides about.
     """
 
-    kind: LayerKind
-    slot: int
-    weight: Constant
-    axis: int
-    reduction: int | None = None
+    scope: Scope
+    node: NodeProto
+    label: str
+    op_type: str
+    operand: Operand | None
+    layer: Layer
 
 
-@dataclass(frozen=True, slots=True)
-class NotALayer:
-    """Why a node is not split, although its operator could be."""
-
-    reason: str
-
-
-Found = Layer | NotALayer | None
-
-
-def layer_of(node: NodeProto, scope: Scope) -> Found:
-    """What a node is: a layer, a node of a handled operator that is none (and why), or None for all other operators."""
-    if node.domain not in STANDARD or node.op_type not in _FINDERS:
-        return None
-    if len(node.input) < _LEAST_INPUTS or not all(node.input[:_LEAST_INPUTS]) or len(node.output) != 1:
-        raise SourceError(
-            f"{scope.label}: node {node.name!r} ({node.op_type}) has the inputs {list(node.input)} and the outputs "
-            f"{list(node.output)}; expected at least two inputs and one output: export the model again"
-        )
-    return _FINDERS[node.op_type](node, scope)
-
-
-def _matmul(node: NodeProto, scope: Scope) -> Found:
-    left, right = scope.constant(node.input[0]), scope.constant(node.input[1])
-    if left is not None and right is not None:
-        return NotALayer("both inputs are constants")
-    if right is not None:
-        dims = len(right.shape)
-        if dims < 2:
-            return NotALayer("the weight is 1-D")
-        return Layer("matmul", 1, right, dims - 1, dims - 2)
-    if left is not None:
-        dims = len(left.shape)
-        if dims < 2:
-            return NotALayer("the weight is 1-D")
-        return Layer("matmul", 0, left, dims - 2, dims - 1)
-    return _quantized(node, scope) or NotALayer("no input is a constant")
+def node_layers(scopes: Sequence[Scope], storage: OnnxForm) -> tuple[NodeLayer, ...]:
+    """Every node of a handled operator, graph by graph."""
+    found: list[NodeLayer] = []
+    taken: set[str] = set()
+    first: dict[tuple[object, ...], str] = {}
+    for scope in scopes:
+        for node in scope.graph.node:
+            operand = operand_of(node, scope)
+            if operand is None:
+                continue
+            label = node.name or node.output[0]
+            name = _free_name(label, taken)
+            if isinstance(operand, NoOperand):
+                layer = Layer(name, "other", "", (), 0, aliases=(label,), kept_because=operand.reason, possible=False)
+                found.append(NodeLayer(scope, node, label, node.op_type, None, layer))
+                continue
+            operand = _as_stored(operand, storage)
+            layer = _layer(name, label, operand, storage)
+            owner = first.setdefault(_shared(scope, operand), name)
+            layer = replace(layer, tied_to=None if owner == name else owner)
+            found.append(NodeLayer(scope, node, label, node.op_type, operand, layer))
+    return tuple(found)
 
 
-def _gemm(node: NodeProto, scope: Scope) -> Found:
-    if scope.constant(node.input[0]) is not None:
-        return NotALayer("its first input is a constant")
-    weight = scope.constant(node.input[1])
-    if weight is None:
-        return _quantized(node, scope) or NotALayer("the weight is no constant")
-    if len(weight.shape) != 2:
-        return NotALayer(f"the weight is {len(weight.shape)}-D")
-    transposed = bool(integer(node, "transB", 0))
-    return Layer("gemm", 1, weight, 0 if transposed else 1, 1 if transposed else 0)
+def weight_name(weight: Constant, label: str) -> str:
+    """What reports, errors and patterns call the weight of a node with that label."""
+    name = weight.tensor.name
+    return name if name in weight.names else min(weight.names, default=name or label)
 
 
-def _conv(node: NodeProto, scope: Scope) -> Found:
-    return _convolution(node, scope, "conv", 0)
+def _layer(name: str, label: str, operand: Operand, storage: OnnxForm) -> Layer:
+    weight, kept = operand.weight, ""
+    if weight.kinds is None:
+        kept = f"the weight is {name_of(weight.tensor.data_type)}; float32, float16 and bfloat16 are split"
+    elif 0 in weight.shape:
+        kept = "the weight is empty"
+    elif operand.kind == "embedding" and storage.format == "float":
+        kept = TABLE
+    return Layer(
+        name=name,
+        role=_ROLES[operand.kind],
+        dtype=table_name(weight.tensor.data_type),
+        shape=weight.shape,
+        nbytes=weight.tensor.nbytes,
+        axis=operand.axis,
+        aliases=tuple(dict.fromkeys((label, weight.tensor.name, *sorted(weight.names)))),
+        kept_because=kept,
+        possible=not kept,
+    )
 
 
-def _conv_transpose(node: NodeProto, scope: Scope) -> Found:
-    return _convolution(node, scope, "conv_transpose", 1)
+def _as_stored(operand: Operand, storage: OnnxForm) -> Operand:
+    """Low-bit kernels exist for MatMul only, so that a Gemm becomes MatMul, with its weight as [in, out]."""
+    if operand.kind != "gemm" or storage.format == "float" or operand.axis != 0:
+        return operand
+    turned = replace(operand.weight, perm=operand.weight.perm[::-1])
+    return Operand("gemm", 1, turned, 1, 0)
 
 
-def _convolution(node: NodeProto, scope: Scope, kind: LayerKind, axis: int) -> Found:
-    weight = scope.constant(node.input[1])
-    if weight is None:
-        return _quantized(node, scope) or NotALayer("the weight is no constant")
-    if not 3 <= len(weight.shape) <= 5:
-        return NotALayer(f"the weight is {len(weight.shape)}-D")
-    return Layer(kind, 1, weight, axis)
+def _shared(scope: Scope, operand: Operand) -> tuple[object, ...]:
+    """What nodes of one graph must agree in to read the very same parts."""
+    weight = operand.weight
+    kind = operand.kind if operand.kind in ("conv", "conv_transpose", "embedding") else "matmul"
+    same = (id(weight.owner), id(weight.tensor), weight.perm, weight.casts)
+    return (id(scope), *same, operand.axis, operand.slot, kind)
 
 
-def _gather(node: NodeProto, scope: Scope) -> Found:
-    table = scope.constant(node.input[0])
-    if table is None:
-        return None  # it takes from activations: no weight, nothing to say
-    if table.kinds is None:
-        return None  # shapes and indices
-    if len(table.shape) != 2 or integer(node, "axis", 0) != 0:
-        return NotALayer("not rows of a 2-D table")
-    return Layer("embedding", 0, table, 0, 1)
-
-
-def _quantized(node: NodeProto, scope: Scope) -> NotALayer | None:
-    """Said where a model comes quantized: its codes are no weights."""
-    for name in node.input[:_LEAST_INPUTS]:
-        producer = scope.producers.get(name)
-        if producer is not None and producer.op_type == "DequantizeLinear" and scope.constant(producer.input[0]):
-            return NotALayer("the weight is quantized already; use the float model it was made from")
-    return None
-
-
-def integer(node: NodeProto, name: str, default: int) -> int:
-    """An integer attribute of a node."""
-    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
-
-
-def real(node: NodeProto, name: str, default: float) -> float:
-    """A float attribute of a node."""
-    return next((attribute.f for attribute in node.attribute if attribute.name == name), default)
-
-
-_FINDERS: dict[str, Callable[[NodeProto, Scope], Found]] = {
-    "MatMul": _matmul,
-    "Gemm": _gemm,
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
-    "Gather": _gather,
-}
+def _free_name(label: str, taken: set[str]) -> str:
+    """The label, or where another node has it too, one with a number."""
+    name, number = label, 1
+    while name in taken:
+        number += 1
+        name = f"{label} ({number})"
+    taken.add(name)
+    return name

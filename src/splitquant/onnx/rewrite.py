@@ -7,29 +7,19 @@ no low-bit kernel. The bias goes into one branch of a convolution or a float Gem
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from onnx import NodeProto, TensorProto, helper
 
 from splitquant.onnx.dtypes import DATA_TYPE_OF
+from splitquant.onnx.graph.operands import integer, real
 from splitquant.onnx.integer import integer_terms
-from splitquant.onnx.layers import integer, real
-from splitquant.onnx.plan import NodePlan
+from splitquant.onnx.plan import NodePlan, PartNames
 
 Names = Callable[[str], str]
 MICROSOFT = "com.microsoft"
 _OPTIONAL_BIAS = 11  # the first opset in which a Gemm needs no bias
 _BROADCAST_SUM = 8  # the first in which the terms of a Sum may have different shapes
-
-
-@dataclass(frozen=True, slots=True)
-class PartNames:
-    """What the tensors of one part are called ("" where there is none)."""
-
-    codes: str
-    scale: str = ""
-    zero_point: str = ""
 
 
 def branches(plan: NodePlan, parts: Sequence[PartNames], fresh: Names, opset: int) -> list[NodeProto]:
@@ -41,7 +31,7 @@ def branches(plan: NodePlan, parts: Sequence[PartNames], fresh: Names, opset: in
     assert form is not None
     if form.name == "Gather":
         return _gathered(plan, parts[0], fresh)
-    if form.layer.kind == "gemm" and form.name != "float":
+    if form.operand.kind == "gemm" and form.name != "float":
         return _gemm(plan, parts, fresh, opset)
     if form.name == "Integer":
         return _integer(plan, parts, fresh)
@@ -59,9 +49,9 @@ def branches(plan: NodePlan, parts: Sequence[PartNames], fresh: Names, opset: in
         branch.CopyFrom(node)
         branch.name = label
         branch.output[0] = output
-        branch.input[form.layer.slot] = weight
+        branch.input[form.operand.slot] = weight
         if c > 0 and len(branch.input) > 2:  # the bias is in the first branch
-            if form.layer.kind == "gemm" and opset < _OPTIONAL_BIAS:
+            if form.operand.kind == "gemm" and opset < _OPTIONAL_BIAS:
                 _without_beta(branch)
             else:
                 del branch.input[2:]
@@ -142,7 +132,9 @@ def _summed(terms: list[str], label: str, nodes: list[NodeProto], fresh: Names) 
     return total
 
 
-def _scaled(plan: NodePlan, term: str, factor: float, what: str, nodes: list[NodeProto], fresh: Names) -> str:
+def _scaled(  # noqa: PLR0913, PLR0917 - what a node is made of
+    plan: NodePlan, term: str, factor: float, what: str, nodes: list[NodeProto], fresh: Names
+) -> str:
     assert plan.form is not None
     constant, output = fresh(f"{plan.label}.{what}"), fresh(f"{plan.label}.{what}.out")
     value = helper.make_tensor(constant, DATA_TYPE_OF[plan.form.kind], [], [factor])
@@ -175,10 +167,10 @@ def _dequantized(plan: NodePlan, part: PartNames, nodes: list[NodeProto], label:
     assert form is not None
     attributes: dict[str, Any] = {}
     if form.blocked:
-        assert form.layer.reduction is not None
-        attributes = {"axis": form.layer.reduction, "block_size": form.spec.group_size(form.cols)}
+        assert form.operand.reduction is not None
+        attributes = {"axis": form.operand.reduction, "block_size": form.spec.group_size(form.cols)}
     elif form.spec.granularity.kind != "tensor":
-        attributes = {"axis": form.layer.axis}
+        attributes = {"axis": form.operand.axis}
     output = fresh(f"{label}.weight")
     inputs = [part.codes, part.scale, *([part.zero_point] if part.zero_point else [])]
     nodes.append(

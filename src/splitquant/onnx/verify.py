@@ -18,9 +18,9 @@ from onnx import ModelProto
 from splitquant.errors import MissingExtraError, SourceError, SpecError, VerifyError
 from splitquant.onnx.dtypes import LOW_BIT
 from splitquant.onnx.feeds import Feeds, check_given, generated
-from splitquant.onnx.options import INT8_ACTIVATIONS
+from splitquant.onnx.forms.options import INT8_ACTIVATIONS
+from splitquant.onnx.graph.scopes import subgraphs
 from splitquant.onnx.rewrite import MICROSOFT
-from splitquant.onnx.scopes import subgraphs
 
 Model = ModelProto | str | Path
 _RUNS = 3  # sets of generated inputs
@@ -171,7 +171,9 @@ def _feeds(
     return [check_given(graph, one) for one in sets]
 
 
-def _compared(before: Any, after: Any, sets: list[Feeds], label: str) -> tuple[OutputMatch, ...]:
+def _compared(  # noqa: C901 - a flat list of checks, each with its reason, reads best in one piece
+    before: Any, after: Any, sets: list[Feeds], label: str
+) -> tuple[OutputMatch, ...]:
     names = [output.name for output in before.get_outputs()]
     found = [output.name for output in after.get_outputs()]
     if names != found:

@@ -1,53 +1,25 @@
-"""The pool of specs that a budget chooses from, and what a tensor's choices cost.
+"""The pool of specs that a budget chooses from.
 
-Which specs are in the pool is a matter of what can ever be worth its bytes (benchmarks/k_per_layer.py): a cluster id takes
+Which specs are in the pool is a matter of what can ever be worth its bytes (benchmarks/quality/k_per_layer.py): a cluster id takes
 whole bits, so three clusters cost what four do; more than 8 stored bits per weight buy nothing that anybody needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
 from splitquant.core.spec import WIDTHS, QuantSpec
 from splitquant.core.strategies import FACTS, STRATEGIES, facts_of
 from splitquant.errors import SpecError
-from splitquant.plan.frontier import Point
-from splitquant.plan.plan import TensorPlan
-from splitquant.plan.said import holds, spec_as_said
+from splitquant.plan.explicit import explicit_spec, holds
 from splitquant.plan.targets import Target
 
 _GRANULARITIES = ("channel", "group:128", "group:64", "group:32")
 _BITS = tuple(WIDTHS)
 _MOST_STORED_BITS = 8  # of code and cluster id
 _AXES = ("bits", "clusters", "strategy", "granularity", "layout", "symmetric", "polish")
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What can become of one tensor. specs: the candidates, None keeps it; noise: the sum of squared errors of each.
-
-    signal: the sum of squared weights; exact: whether both were measured on all weights (else on a sample, and scaled).
-    """
-
-    tensor: TensorPlan
-    specs: tuple[QuantSpec | None, ...]
-    noise: tuple[float, ...]
-    signal: float
-    exact: bool = True
-
-    def points(self, importance: float, side_bytes: Callable[[QuantSpec | None], int] = lambda _: 0) -> list[Point]:
-        """The candidates as points; their noise is weighted. side_bytes: what a spec takes beside the stored tensors."""
-        return [
-            Point(self.nbytes(spec) + side_bytes(spec), importance * noise)
-            for spec, noise in zip(self.specs, self.noise, strict=True)
-        ]
-
-    def nbytes(self, spec: QuantSpec | None) -> int:
-        """The stored bytes of the tensor by one spec."""
-        return self.tensor.nbytes if spec is None else self.tensor.weight(spec).nbytes
 
 
 def candidates(fixed: Mapping[str, Any]) -> tuple[QuantSpec, ...]:
@@ -80,7 +52,7 @@ def candidates(fixed: Mapping[str, Any]) -> tuple[QuantSpec, ...]:
         pool = [s for s in pool if s.clusters == 1 or least < _stored_bits(s) <= _MOST_STORED_BITS]
     pool += free
     if not pool or (narrowed.get("clusters") != (1,) and not _has_strategy(pool, fixed.get("strategy"))):
-        spec_as_said(
+        explicit_spec(
             {name: value for name, value in fixed.items() if not isinstance(value, tuple)}
         )  # may say what clashes
         said = ", ".join(f"{name} {value}" for name, value in fixed.items())

@@ -2,7 +2,7 @@
 
     {"plan_version": 1, "tensors": {"model.layers.0.mlp.up_proj.weight": {"bits": 4, "clusters": 1}, "lm_head.weight": "keep"}}
 
-Every tensor is named that a plan quantizes or chose to keep; a tensor that is not named is kept. A spec has the keys of
+Every layer is named that a plan quantizes or chose to keep; a layer that is not named is kept. A spec has the keys of
 `QuantSpec`, and those left out have their defaults.
 """
 
@@ -14,9 +14,10 @@ from difflib import get_close_matches
 from typing import Any
 
 from splitquant.errors import SpecError
-from splitquant.plan.plan import Plan, TensorHeader, TensorPlan
-from splitquant.plan.roles import role_of
-from splitquant.plan.said import spec_as_said
+from splitquant.plan.decide import Price, kept, plane_bytes, settled
+from splitquant.plan.explicit import explicit_spec
+from splitquant.plan.layers import Layer
+from splitquant.plan.plan import Decision, Plan
 
 PLAN_VERSION = 1
 _KEYS = ("plan_version", "tensors")
@@ -26,48 +27,48 @@ _REASON = "kept by the plan file"
 def plan_to_dict(plan: Plan) -> dict[str, Any]:
     """The JSON form of a plan."""
     tensors = {
-        tensor.name: "keep" if tensor.spec is None else tensor.spec.to_dict()
-        for tensor in plan.tensors
-        if tensor.spec is not None or (tensor.role.possible and not tensor.role.kept_because)
+        decision.name: "keep" if decision.spec is None else decision.spec.to_dict()
+        for decision in plan.decisions
+        if decision.spec is not None or (decision.layer.possible and not decision.layer.kept_because)
     }
     return {"plan_version": PLAN_VERSION, "tensors": tensors}
 
 
 def plan_from_dict(
-    data: Mapping[str, Any], headers: Iterable[TensorHeader], config: Mapping[str, Any], file: str
+    data: Mapping[str, Any], layers: Iterable[Layer], file: str, price: Price | None = plane_bytes
 ) -> Plan:
-    """The plan that a JSON form means for the tensors of a folder; SpecError, naming `file`, for what does not fit."""
+    """The plan that a JSON form means for the layers of a model; SpecError, naming `file`, for what does not fit."""
     for key in data:
         if key not in _KEYS:
             raise SpecError(f"{file}: has the unknown key {key!r}; expected {', '.join(_KEYS)}")
-    version, said = data.get("plan_version"), data.get("tensors")
+    version, tensors = data.get("plan_version"), data.get("tensors")
     if type(version) is not int or version != PLAN_VERSION:
         raise SpecError(f"{file}: has plan_version {version!r}; this splitquant reads {PLAN_VERSION}")
-    if not isinstance(said, Mapping):
+    if not isinstance(tensors, Mapping):
         raise SpecError(f"{file}: has no 'tensors', a map of tensor names to specs or \"keep\"")
-    headers = tuple(headers)
-    names = [header.name for header in headers]
-    for name in said:
+    layers = tuple(layers)
+    names = [layer.name for layer in layers]
+    for name in tensors:
         if name not in set(names):
             near = get_close_matches(name, names, 1)
             raise SpecError(
                 f"{file}: names tensor {name!r}, which the model does not have"
                 + (f"; did you mean {near[0]!r}?" if near else "; see its tensors with: splitquant inspect")
             )
-    return Plan(tuple(_planned(header, said.get(header.name, "keep"), config, file) for header in headers))
+    wanted = [_wanted(layer, tensors.get(layer.name, "keep"), file) for layer in layers]
+    return settled(wanted, price, may_grow=True)
 
 
-def _planned(header: TensorHeader, said: Any, config: Mapping[str, Any], file: str) -> TensorPlan:
-    role = role_of(header.name, header.dtype, header.shape, config)
-    plan = TensorPlan(header.name, header.dtype, header.shape, header.nbytes, role, None, role.kept_because or _REASON)
-    if said == "keep":
-        return plan
-    where = f"{file}: tensor {header.name!r}"
-    if not isinstance(said, Mapping):
-        raise SpecError(f'{where} has {said!r}; expected a spec, for instance {{"bits": 4}}, or "keep"')
-    if not role.possible:
-        raise SpecError(f'{where} cannot be quantized, {role.kept_because}; write "keep" or leave it out')
+def _wanted(layer: Layer, written: Any, file: str) -> Decision:
+    decision = kept(layer, layer.kept_because or _REASON)
+    if written == "keep":
+        return decision
+    where = f"{file}: tensor {layer.name!r}"
+    if not isinstance(written, Mapping):
+        raise SpecError(f'{where} has {written!r}; expected a spec, for instance {{"bits": 4}}, or "keep"')
+    if not layer.possible:
+        raise SpecError(f'{where} cannot be quantized, {layer.kept_because}; write "keep" or leave it out')
     try:
-        return replace(plan, spec=spec_as_said(said), reason="")
+        return replace(decision, spec=explicit_spec(written), reason="")
     except (SpecError, TypeError) as error:
         raise SpecError(f"{where}: {error}") from None

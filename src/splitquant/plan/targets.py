@@ -1,7 +1,7 @@
 """What a target's toolchain can store, and the strategy and number of parts that lose least there.
 
 Facts about vendors come from their own pages, which docs/targets.md cites. What is best comes from figures:
-`benchmarks/targets.py` measures every candidate and holds the tables here against them.
+`benchmarks/quality/targets.py` measures every candidate and holds the tables here against them.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from typing import Any, Literal, NamedTuple
 from splitquant.core.spec import QuantSpec
 from splitquant.core.strategies import Strategy, facts_of
 from splitquant.errors import SpecError
-from splitquant.plan.plan import embedding_spec
-from splitquant.plan.said import spec_as_said
+from splitquant.plan.explicit import explicit_spec
+from splitquant.plan.recipe import embedding_spec
 
-Kind = Literal["linear-asym", "linear-sym", "linear-asym-refit", "linear-sym-refit", "codebook"]
+GridKind = Literal["linear-asym", "linear-sym", "linear-asym-refit", "linear-sym-refit", "codebook"]
 
 MOST_PARTS = 3  # the paper's
 MOST_BITS = 12  # of all parts of a weight: the paper's three INT4 layers
 
 
-class Choice(NamedTuple):
+class Cut(NamedTuple):
     """How a tensor is split, apart from its bits and its granularity."""
 
     strategy: Strategy
     clusters: int
 
 
-STRATEGIES_BY_PARTS: Mapping[Kind, tuple[tuple[Strategy, ...], ...]] = MappingProxyType(
+STRATEGIES_BY_PARTS: Mapping[GridKind, tuple[tuple[Strategy, ...], ...]] = MappingProxyType(
     {
         "linear-asym": (("min_error",), ("residual", "magnitude"), ("residual", "min_error")),
         "linear-sym": (("min_error",), ("residual", "magnitude"), ("residual", "magnitude")),
@@ -44,7 +44,7 @@ STRATEGIES_BY_PARTS: Mapping[Kind, tuple[tuple[Strategy, ...], ...]] = MappingPr
 `-refit`: the parts stay float, and another tool quantizes them; if it is symmetric, its grids may not be ours.
 """
 
-PARTS: Mapping[Kind, Mapping[int, int]] = MappingProxyType(
+PARTS: Mapping[GridKind, Mapping[int, int]] = MappingProxyType(
     {
         "linear-asym": {2: 3, 3: 2, 4: 2, 5: 2, 6: 2, 7: 1, 8: 1},
         "linear-sym": {2: 3, 3: 2, 4: 2, 5: 2, 6: 2, 7: 1, 8: 1},
@@ -56,11 +56,11 @@ PARTS: Mapping[Kind, Mapping[int, int]] = MappingProxyType(
 """The best number of parts per width of a code, at most the paper's three and 12 bits for all parts of a weight."""
 
 
-def best_choice(kind: Kind, bits: int, clusters: int | None = None) -> Choice:
+def best_cut(kind: GridKind, bits: int, clusters: int | None = None) -> Cut:
     """The best strategy for a number of parts (None: the best number)."""
     parts = PARTS[kind].get(bits, 1) if clusters is None else clusters
     possible = STRATEGIES_BY_PARTS[kind][min(parts, MOST_PARTS) - 1]
-    return Choice(next((s for s in possible if is_possible(s, bits, parts)), possible[-1]), parts)
+    return Cut(next((s for s in possible if is_possible(s, bits, parts)), possible[-1]), parts)
 
 
 def is_possible(strategy: Strategy, bits: int, clusters: int) -> bool:
@@ -93,7 +93,7 @@ class Target:
     narrow: bool = False
     own: str = ""
 
-    def kind(self, *, symmetric: bool, refit: bool) -> Kind:
+    def kind(self, *, symmetric: bool, refit: bool) -> GridKind:
         """The kind of grid that is to be filled; `refit` where another tool quantizes the parts."""
         if self.codebook:
             return "codebook"
@@ -162,15 +162,15 @@ def target_of(name: str) -> Target:
     return TARGETS[name]
 
 
-def spec_for(target: str, *, refit: bool = False, **said: Any) -> QuantSpec:
-    """The spec for a target: what was said, and the best choice for the rest.
+def spec_for(target: str, *, refit: bool = False, **explicit: Any) -> QuantSpec:
+    """The spec for a target: what is explicit, and the best choice for the rest.
 
-    target: a name of `TARGETS`. said: fields of `QuantSpec`; they win over the choice.
+    target: a name of `TARGETS`. explicit: fields of `QuantSpec` that are decided; they win over the choice.
     refit: the parts stay float, and the target's own quantizer takes them over (`split`).
     Raises SpecError for an unknown name, and for what the target cannot run.
     """
     goal = target_of(target)
-    values: dict[str, Any] = {"bits": 4, "symmetric": goal.symmetric, **said}
+    values: dict[str, Any] = {"bits": 4, "symmetric": goal.symmetric, **explicit}
     bits, clusters, strategy = values["bits"], values.get("clusters") or 0, values.get("strategy")
     QuantSpec(bits=bits, clusters=clusters)  # refuses what are no numbers of either
     if goal.codebook and refit:
@@ -183,7 +183,7 @@ def spec_for(target: str, *, refit: bool = False, **said: Any) -> QuantSpec:
     values.setdefault("polish", False if refit else None)  # a min-max quantizer lays no fitted grids
     kind = goal.kind(symmetric=values["symmetric"], refit=refit)
     try:
-        spec = spec_as_said(said, **{**values, **_choice(kind, bits, strategy, clusters or None)._asdict()})
+        spec = explicit_spec(explicit, **{**values, **_cut(kind, bits, strategy, clusters or None)._asdict()})
     except SpecError as error:
         raise SpecError(f"the target {goal.name} ({goal.what}): {error}") from None
     goal.refuse(spec)
@@ -201,16 +201,16 @@ def embeddings_for(target: str | None, choice: QuantSpec | int | str | None) -> 
     return spec
 
 
-def _choice(kind: Kind, bits: int, strategy: Strategy | None, clusters: int | None) -> Choice:
+def _cut(kind: GridKind, bits: int, strategy: Strategy | None, clusters: int | None) -> Cut:
     """Strategy and clusters: as said, else the best that goes with what was said."""
     if strategy is None:
-        return best_choice(kind, bits, clusters)
+        return best_cut(kind, bits, clusters)
     if clusters is not None:
-        return Choice(strategy, clusters)
-    best = best_choice(kind, bits)
+        return Cut(strategy, clusters)
+    best = best_cut(kind, bits)
     if strategy == best.strategy:
         return best
     if kind == "codebook":
-        return Choice(strategy, 0)  # the default of the layout
+        return Cut(strategy, 0)  # the default of the layout
     most = (k for k in range(MOST_PARTS, 0, -1) if k * bits <= MOST_BITS and is_possible(strategy, bits, k))
-    return Choice(strategy, next(most, 1))
+    return Cut(strategy, next(most, 1))

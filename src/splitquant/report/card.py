@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from splitquant.report.outcome import REPORT_NAME, Report
-from splitquant.report.summary import by_outcome, size, total
+from splitquant.report.summary import by_outcome, total
+from splitquant.sizes import shown_bytes
 
 CARD_NAME = "README.md"
 _FRONT_MATTER = "---\nlibrary_name: transformers\ntags:\n- splitquant\n- quantized\n---\n"
@@ -30,7 +31,7 @@ def model_card(report: Report, original: str | None, original_name: str) -> str:
     """The card's text; the YAML head of the source's card, which hubs read, is kept."""
     whole = total(report)
     rows = "\n".join(
-        f"| {row.what.replace('|', chr(92) + '|')} | {len(row.tensors)} | {row.weights:,} | {size(row.source_bytes)} | {size(row.stored_bytes)} "
+        f"| {row.what.replace('|', chr(92) + '|')} | {len(row.outcomes)} | {row.weights:,} | {shown_bytes(row.source_bytes)} | {shown_bytes(row.stored_bytes)} "
         f"| {row.bits_per_weight:.2f} | {row.sqnr} |"
         for row in [*by_outcome(report), whole]
     )

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from splitquant.report.outcome import Report, TensorOutcome, merged_figures
+from splitquant.report.outcome import Outcome, Report, merged_figures
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Some tensors with the same outcome."""
+    """Some layers with the same outcome."""
 
     what: str
-    tensors: tuple[TensorOutcome, ...]
+    outcomes: tuple[Outcome, ...]
 
     @property
     def weights(self) -> int:
         """How many numbers they have together."""
-        return sum(tensor.weights for tensor in self.tensors)
+        return sum(one.weights for one in self.outcomes)
 
     @property
     def source_bytes(self) -> int:
         """Their bytes before."""
-        return sum(tensor.source_bytes for tensor in self.tensors)
+        return sum(one.source_bytes for one in self.outcomes)
 
     @property
     def stored_bytes(self) -> int:
         """Their bytes after."""
-        return sum(tensor.stored_bytes for tensor in self.tensors)
+        return sum(one.stored_bytes for one in self.outcomes)
 
     @property
     def bits_per_weight(self) -> float:
@@ -39,38 +39,35 @@ class Row:
     @property
     def sqnr(self) -> str:
         """Their SQNR in dB as text ("" for kept tensors)."""
-        return decibels(merged_figures(self.tensors).sqnr_db) if any(tensor.figures for tensor in self.tensors) else ""
+        return decibels(merged_figures(self.outcomes).sqnr_db) if any(one.figures for one in self.outcomes) else ""
 
 
 def by_outcome(report: Report) -> list[Row]:
-    """One row per spec and role of quantized tensors, then one per reason of kept ones, each by falling size."""
+    """One row per spec and role of changed tensors, then one per reason of kept ones, each by falling size."""
 
-    def quantized(tensor: TensorOutcome) -> str:
-        return f"{_ROLE[tensor.role]}: {tensor.spec}"
+    def changed(tensor: Outcome) -> str:
+        return f"{_ROLE[tensor.role]}: {what_became_of(replace(tensor, reason=''))}"
 
-    def kept(tensor: TensorOutcome) -> str:
-        return f"kept: {tensor.reason}"
+    return [*_grouped(report.changed, changed), *_grouped(report.kept, what_became_of)]
 
-    return [*_grouped(report.quantized, quantized), *_grouped(report.kept, kept)]
+
+def what_became_of(outcome: Outcome) -> str:
+    """What was done with a layer and how, or why not."""
+    if outcome.outcome == "kept":
+        return f"kept: {outcome.reason}"
+    form = f", {outcome.parts} x {outcome.form}" if outcome.form else ""
+    done = "split for " if outcome.outcome == "split" else ""
+    return f"{done}{outcome.spec}{form}" + (f" ({outcome.reason})" if outcome.reason else "")
 
 
 def total(report: Report) -> Row:
     """All tensors in one row."""
-    return Row("all", report.tensors)
+    return Row("all", report.outcomes)
 
 
 def decibels(value: float) -> str:
     """An SQNR for people."""
     return "exact" if math.isinf(value) and value > 0 else f"{value:.2f} dB"
-
-
-def size(nbytes: float) -> str:
-    """A number of bytes for people, in powers of ten."""
-    for unit in ("B", "kB", "MB"):
-        if round(nbytes, 1) < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.2f} GB"
 
 
 _ROLE = {
@@ -82,9 +79,9 @@ _ROLE = {
 }
 
 
-def _grouped(tensors: tuple[TensorOutcome, ...], key: Callable[[TensorOutcome], str]) -> list[Row]:
-    groups: dict[str, list[TensorOutcome]] = {}
-    for tensor in tensors:
-        groups.setdefault(key(tensor), []).append(tensor)
+def _grouped(outcomes: tuple[Outcome, ...], key: Callable[[Outcome], str]) -> list[Row]:
+    groups: dict[str, list[Outcome]] = {}
+    for one in outcomes:
+        groups.setdefault(key(one), []).append(one)
     rows = [Row(what, tuple(members)) for what, members in groups.items()]
     return sorted(rows, key=lambda row: (-row.source_bytes, row.what))

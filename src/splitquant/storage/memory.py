@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from dataclasses import dataclass
 
@@ -90,13 +89,3 @@ class Buffers(threading.local):
 def most_threads(max_memory_bytes: int) -> int:
     """How many threads a memory bound is enough for; at least 1."""
     return max(1, (max_memory_bytes - RESERVE_BYTES) // (RESERVE_PER_THREAD + LEAST_PER_THREAD))
-
-
-def parse_bytes(text: str) -> int:
-    """Read a size such as `800MB`, `1GiB` or `1073741824`; SpecError for anything else."""
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kKmMgGtT]?)(i?)[bB]?\s*", text)
-    if match is None:
-        raise SpecError(f"{text!r} is not a size; expected a number with a unit, for instance 1GiB or 800MB")
-    number, unit, binary = match.groups()
-    power = " kmgt".index(unit.lower() or " ")
-    return int(float(number) * (1024 if binary else 1000) ** power)

@@ -9,7 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitquant.storage.memory import DEFAULT_MAX_MEMORY, MemoryBudget, most_threads, parse_bytes
+from splitquant.sizes import parse_bytes
+from splitquant.storage.memory import DEFAULT_MAX_MEMORY, MemoryBudget, most_threads
 
 
 @dataclass(frozen=True, slots=True)

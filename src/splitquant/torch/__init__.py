@@ -13,10 +13,12 @@ from splitquant.errors import MissingExtraError
 if find_spec("torch") is None:
     raise MissingExtraError("torch", "torch")
 
+from splitquant.report.outcome import Outcome, Report
 from splitquant.torch.activations import ACTIVATIONS, Activations, DynamicInt8
-from splitquant.torch.convert import SPLIT, merge, quantize, split
-from splitquant.torch.outcome import Converted, ModelReport, ModuleOutcome
+from splitquant.torch.convert import SPLIT, quantize, split
+from splitquant.torch.merge import merge
 from splitquant.torch.packed import PackedWeight
+from splitquant.torch.replacing import Converted
 from splitquant.torch.split_layer import SplitLayer
 
 __all__ = [
@@ -25,9 +27,9 @@ __all__ = [
     "Activations",
     "Converted",
     "DynamicInt8",
-    "ModelReport",
-    "ModuleOutcome",
+    "Outcome",
     "PackedWeight",
+    "Report",
     "SplitLayer",
     "merge",
     "quantize",

@@ -63,6 +63,7 @@ class PackedWeight(nn.Module):
             if name in planes:
                 self.register_buffer(name, planes[name])
         self.packing = packing
+        self._shape = torch.tensor(packing.shape, dtype=torch.int64, device="cpu")  # one, so that tied names share it
         self._dtype = TORCH_OF_KIND[packing.kind] if dtype is None else dtype
         self._is_hf_initialized = True  # transformers must not draw random numbers into it
 
@@ -85,7 +86,7 @@ class PackedWeight(nn.Module):
     def planes(self) -> dict[str, torch.Tensor]:
         """The planes by name, `shape` included."""
         planes = {name: plane for name, plane in self._buffers.items() if plane is not None}
-        return {**planes, "shape": torch.tensor(self.packing.shape, dtype=torch.int64)}
+        return {**planes, "shape": self._shape}
 
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The weight that the codes stand for, in the stored dtype and then in `dtype` (None: `self.dtype`)."""
@@ -232,7 +233,7 @@ class PackedWeight(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "shape"] = torch.tensor(self.packing.shape, dtype=torch.int64)
+        destination[prefix + "shape"] = self._shape
 
     def _load_from_state_dict(
         self,

@@ -19,6 +19,12 @@ from splitquant.format.weight import Weight
 
 TORCH_OF_KIND: dict[Kind, torch.dtype] = {kind: getattr(torch, dtype.torch) for kind, dtype in DTYPE_OF_KIND.items()}
 KIND_OF_TORCH: dict[torch.dtype, Kind] = {dtype: kind for kind, dtype in TORCH_OF_KIND.items()}
+_NAMES = {getattr(torch, dtype.torch): dtype.name for dtype in DTYPES.values() if hasattr(torch, dtype.torch or "-")}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """What our tables call a dtype, or PyTorch's own name where they do not know it."""
+    return _NAMES.get(dtype, str(dtype).removeprefix("torch."))
 
 
 def check_planes(name: str, weight: Weight, planes: dict[str, torch.Tensor]) -> None:
@@ -51,6 +57,12 @@ def from_numpy(array: NDArray[Any]) -> torch.Tensor:
     if array.dtype == np.uint16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
+
+
+def float_array(tensor: torch.Tensor) -> NDArray[Any]:
+    """A float tensor of any device as the kernels take it: float64 is rounded to float32."""
+    held = tensor.detach().cpu()
+    return to_numpy(held.float() if held.dtype == torch.float64 else held)
 
 
 def quantize_tensor(tensor: torch.Tensor, spec: QuantSpec, axis: int = 0) -> SplitTensor:

@@ -86,6 +86,7 @@ def integer_parts(split: SplitTensor, source: torch.Tensor) -> list[PackedWeight
             scale=scale,
             offset=offset,
             levels=level_table(spec, scale, offset),
+            row_scale=None if split.row_scale is None else split.row_scale.copy(),  # parts share no memory
             figures=None,
         )
         weight = PackedWeight.from_split(part, source.dtype, source.dtype)

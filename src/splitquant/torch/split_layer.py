@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from splitquant.torch.activations import DynamicInt8
+from splitquant.torch.carriers import attach
 from splitquant.torch.kinds import linear_kind
-from splitquant.torch.layers import attach
 from splitquant.torch.packed import PackedWeight
 from splitquant.torch.parts import join
 

@@ -1,0 +1,146 @@
+"""How weights are to be stored in a model, and which specs can be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from splitquant.core.spec import QuantSpec
+from splitquant.core.strategies import facts_of
+from splitquant.errors import SpecError
+from splitquant.plan.explicit import explicit_spec
+from splitquant.plan.targets import spec_for
+
+Format = Literal["float", "qdq", "matmulnbits"]
+FORMATS = ("qdq", "matmulnbits")
+Activations = Literal["int8-tensor", "int8-token-sym"]
+_FORMAT_OF: dict[str, str] = {"int8-tensor": "qdq", "int8-token-sym": "matmulnbits"}
+
+INT8_ACTIVATIONS = 4  # of the accuracy levels of MatMulNBits
+
+BLOCK_SIZE = 128
+
+
+def usual_spec(**fixed: Any) -> QuantSpec:
+    """The spec of some fixed fields: where strategy and layout are open, what is best of integer layers, `linear-asym`.
+
+    Codes of 5 to 7 bits are stored as INT8 (`Form.stored_bits`), so there two parts would be no gain, and one is made.
+    """
+    if "strategy" in fixed or "layout" in fixed:
+        layout = (
+            "fused" if facts_of(fixed.get("strategy")).free_levels else "parallel"
+        )  # whoever stores it says why it cannot be
+        return explicit_spec(fixed, layout=layout)
+    if fixed.get("bits") in (5, 6, 7):
+        fixed = {"clusters": 1, **fixed}
+    return spec_for("linear-asym", **fixed)
+
+
+def split_spec(target: str | None, **fixed: Any) -> QuantSpec:
+    """The spec of a split whose float parts another tool quantizes: the target's, or that of the fixed fields."""
+    if target is not None:
+        return spec_for(target, refit=True, **fixed)
+    layout = (
+        "fused" if facts_of(fixed.get("strategy")).free_levels else "parallel"
+    )  # whoever splits says why there are no such parts
+    return explicit_spec({"polish": False, **fixed}, layout=layout)
+
+
+DEFAULT_SPEC = usual_spec()
+"""Two INT4 parts per layer, the second of what the first leaves, a scale per output channel."""
+
+SPLIT_SPEC = QuantSpec(bits=4, layout="parallel", polish=False)
+"""Of `split`: three segments of values per output channel, for whatever quantizer comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxForm:
+    """How weights are stored in a model.
+
+    Args:
+        format: `float` (split only), `qdq` (DequantizeLinear in standard operators), `matmulnbits` (ONNX Runtime's operator
+            for MatMul and Gemm, QDQ for the rest).
+        block_size: of MatMulNBits, for granularity tensor and channel.
+        accuracy_level: of MatMulNBits (4: int8 activations, the fast kernels; 1: float32 activations).
+        full_range: of residual float parts with symmetric grids: the quantizer to come uses all codes (a step of absmax / 8
+            at 4 bits, with a signed scale), not the narrow range (absmax / 7).
+        activations: what is multiplied with the weights; None: floats (and in MatMulNBits what `accuracy_level` says).
+
+            | activations      | formats     | made by                                                                      |
+            |------------------|-------------|------------------------------------------------------------------------------|
+            | `int8-tensor`    | qdq         | DynamicQuantizeLinear, then MatMulInteger or ConvInteger: standard operators |
+            | `int8-token-sym` | matmulnbits | MatMulNBits with accuracy_level 4: a grid per block_size values of a row     |
+
+    Raises:
+        SpecError: for what ONNX cannot say.
+    """
+
+    format: Format = "qdq"
+    block_size: int = BLOCK_SIZE
+    accuracy_level: int = INT8_ACTIVATIONS
+    full_range: bool = False
+    activations: Activations | None = None
+
+    def __post_init__(self) -> None:
+        if self.format not in ("float", *FORMATS):
+            raise SpecError(f"format is {self.format!r}; expected one of {', '.join(FORMATS)}")
+        if not _is_block(self.block_size):
+            raise SpecError(f"block_size is {self.block_size}; expected a power of two from 16 to 256")
+        if self.accuracy_level not in range(5):
+            raise SpecError(f"accuracy_level is {self.accuracy_level}; expected 0 to 4")
+        if self.format != "matmulnbits" and (self.block_size, self.accuracy_level) != (BLOCK_SIZE, INT8_ACTIVATIONS):
+            raise SpecError(
+                f"block_size {self.block_size} and accuracy_level {self.accuracy_level} in the format {self.format}; they are "
+                "of matmulnbits (--format matmulnbits): leave them out, or set a granularity"
+            )
+        if self.activations is None:
+            return
+        if self.format != _FORMAT_OF.get(self.activations):
+            takes = ", ".join(f"{name} in the format {form}" for name, form in _FORMAT_OF.items())
+            raise SpecError(f"activations is {self.activations!r} in the format {self.format}; ONNX takes {takes}")
+        if self.activations == "int8-token-sym" and self.accuracy_level != INT8_ACTIVATIONS:
+            raise SpecError(
+                f"activations is int8-token-sym with accuracy_level {self.accuracy_level}; that is {INT8_ACTIVATIONS}: leave it out"
+            )
+
+    def checked(self, spec: QuantSpec) -> QuantSpec:
+        """The spec of linear and convolution weights as it is meant here; SpecError for what cannot be stored."""
+        if spec.facts.free_levels:
+            raise SpecError(
+                "the strategy is lloyd, whose levels are free, and ONNX has no operator that reads packed indices into a table: "
+                "use residual, magnitude or min_error"
+            )
+        if self.format == "float":  # a quantizer downstream takes the range of each part, which fitted cells blur
+            spec = replace(spec, polish=False)
+        if not spec.zero_in_grid:
+            raise SpecError(
+                f"the spec is {spec}; a layer split into parts needs zero in every grid, and ONNX has no operator for "
+                "fused clusters: use layout='parallel' (--layout parallel)"
+            )
+        if self.full_range and not (self.format == "float" and spec.facts.additive and spec.symmetric):
+            raise SpecError(
+                f"full_range with {spec} in the format {self.format}; it is of split with the strategy residual and "
+                "symmetric grids"
+            )
+        group = spec.granularity
+        if group.kind == "group" and self.format == "matmulnbits" and not _is_block(group.size):
+            raise SpecError(f"granularity is {spec.granularity}; MatMulNBits takes powers of two from 16 to 256")
+        if group.kind == "group" and self.activations == "int8-tensor":
+            raise SpecError(
+                f"activations is int8-tensor with granularity {spec.granularity}; integer products take a scale per "
+                "channel or tensor"
+            )
+        return spec
+
+
+def checked_embeddings(spec: QuantSpec | None) -> QuantSpec | None:
+    """The spec of tables that Gather reads; SpecError for what cannot be stored."""
+    if spec is not None and not (spec.clusters == 1 and spec.symmetric):
+        raise SpecError(f"embeddings is {spec}; expected a plain symmetric spec, such as 8 bits per channel")
+    if spec is not None and spec.granularity.kind == "group":
+        raise SpecError(f"embeddings is {spec}; expected granularity channel or tensor")
+    return spec
+
+
+def _is_block(size: int) -> bool:
+    return isinstance(size, int) and 16 <= size <= 256 and size & (size - 1) == 0

@@ -1,0 +1,48 @@
+"""What nobody reads any more once the weights are in parts: their initializers and the nodes they went through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnx import GraphProto
+
+from splitquant.onnx.graph.scopes import Scope
+
+_THROUGH = ("Constant", "Transpose", "Cast", "Identity")
+
+
+def prune(scopes: Sequence[Scope], replaced: set[str]) -> None:
+    """Remove the constants named in `replaced`, and what leads from them, where no node and no output reads them."""
+    candidates = set(replaced)
+    for scope in scopes:
+        for node in scope.graph.node:
+            if node.op_type in _THROUGH and any(name in candidates for name in node.input):
+                candidates.update(node.output)
+    while True:
+        used = {name for scope in scopes for name in _read(scope.graph)}
+        removed = sum(_drop(scope.graph, candidates - used) for scope in scopes)
+        if removed == 0:
+            break
+    for scope in scopes:
+        made = {name for node in scope.graph.node for name in node.output}
+        stale = [value for value in scope.graph.value_info if value.name in candidates and value.name not in made]
+        for value in stale:
+            scope.graph.value_info.remove(value)
+
+
+def _read(graph: GraphProto) -> list[str]:
+    return [name for node in graph.node for name in node.input] + [value.name for value in graph.output]
+
+
+def _drop(graph: GraphProto, unused: set[str]) -> int:
+    dead = [
+        at
+        for at, node in enumerate(graph.node)
+        if node.op_type in _THROUGH and node.output and all(name in unused for name in node.output)
+    ]
+    for at in reversed(dead):
+        del graph.node[at]
+    gone = [at for at, proto in enumerate(graph.initializer) if proto.name in unused]
+    for at in reversed(gone):
+        del graph.initializer[at]
+    return len(dead) + len(gone)

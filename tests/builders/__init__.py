@@ -1,0 +1,1 @@
+"""What several test files make their cases of: folders, ONNX models, specs, weights, commands."""

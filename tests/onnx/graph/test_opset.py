@@ -1,0 +1,173 @@
+"""Opsets, IR versions and local functions: raised and inlined as far as it takes, and nothing lost by it."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import splitquant.onnx as sqo
+from builders.onnx_models import (
+    X,
+    branch,
+    heavy,
+    matmul,
+    model,
+    near,
+    refused_source,
+    run,
+    sqnr,
+    value,
+    written,
+)
+from splitquant import QuantSpec
+from splitquant.errors import SourceError
+
+
+def test_opset_is_raised_as_far_as_needed():
+    """8 bits stay at 13, INT4 asks for 21, INT2 for 25; split and MatMulNBits leave the opset alone."""
+
+    def opset(done):
+        return next(entry.version for entry in done.model.opset_import if entry.domain == "")
+
+    made = matmul(opset=13)
+    assert opset(sqo.split(made)) == 13
+    assert opset(sqo.quantize(made, format="matmulnbits")) == 13
+    assert opset(sqo.quantize(made, spec=QuantSpec(bits=8, clusters=1))) == 13
+    assert opset(sqo.quantize(made)) == 21
+    assert opset(sqo.quantize(made, spec=QuantSpec(bits=2, layout="parallel"))) == 25
+
+
+def test_opset_that_cannot_be_raised():
+    """An operator that the converter cannot raise is a clear error with the ways out."""
+    nodes = [helper.make_node("MatMul", ["x", "W"], ["h"]), helper.make_node("NoSuchOperator", ["h"], ["y"])]
+    made = model(nodes, [value("x", ["b", 64])], [value("y", ["b", 48])], {"W": heavy((64, 48))}, opset=13)
+    with pytest.raises(SourceError, match=r"opset 13, its low-bit types need 21.*--format matmulnbits"):
+        sqo.quantize(made)
+
+
+@pytest.mark.parametrize("opset", [7, 9, 12])
+def test_models_of_ir_version_3(opset):
+    """Initializers among the inputs, in a model of the IR version that demands that, are constants in every form."""
+    node = helper.make_node("Gemm", ["x", "W", "c"], ["y"], name="fc")
+    inputs = [value("x", ["b", 64]), value("W", [64, 48]), value("c", [48])]
+    made = model([node], inputs, [value("y", ["b", 48])], {"W": heavy((64, 48)), "c": heavy((48,))}, opset=opset)
+    made.ir_version = 3
+    near(made, sqo.split(made), least=100)
+    near(made, sqo.quantize(made))
+    near(made, sqo.quantize(made, format="matmulnbits"))
+
+
+def test_local_functions_are_inlined():
+    """A layer in a local function, with its weight inside or as an argument, is converted; a note names the function."""
+    constant = helper.make_node("Constant", [], ["V"], value=numpy_helper.from_array(heavy((48, 32), 1)))
+    body = [
+        constant,
+        helper.make_node("MatMul", ["a", "w"], ["h"], name="first"),
+        helper.make_node("MatMul", ["h", "V"], ["b"], name="second"),
+    ]
+    function = helper.make_function("local", "Block", ["a", "w"], ["b"], body, [helper.make_opsetid("", 17)])
+    made = model(
+        [helper.make_node("Block", ["x", "W"], ["y"], domain="local")],
+        [value("x", ["b", 64])],
+        [value("y", ["b", 32])],
+        {"W": heavy((64, 48))},
+    )
+    made.functions.append(function)
+    made.opset_import.append(helper.make_opsetid("local", 1))
+    done = sqo.quantize(made)
+    near(made, done)
+    assert len(done.report.changed) == 2
+    assert any("Block" in note for note in done.report.notes)
+
+
+def test_functions_of_another_opset():
+    """A local function that was written for another opset is inlined too."""
+    made = matmul()
+    body = [helper.make_node("MatMul", ["a", "w"], ["b"], name="inner")]
+    made.functions.append(
+        helper.make_function("local", "Block", ["a", "w"], ["b"], body, [helper.make_opsetid("", 13)])
+    )
+    made.opset_import.append(helper.make_opsetid("local", 1))
+    made.graph.node[0].CopyFrom(helper.make_node("Block", ["x", "W"], ["y"], domain="local"))
+    done = sqo.quantize(made)
+    assert [node.kind for node in done.report.changed] == ["MatMul"]
+    assert "1 local functions were inlined" in done.report.notes[0]
+    near(made, done)
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_functions_that_cannot_be_inlined(external, tmp_path, monkeypatch):
+    """A local function that the inliner leaves is kept and still runs; a note and a row for each weight say so."""
+    monkeypatch.setattr("onnx.inliner.inline_local_functions", lambda given, **_: given)
+    made = matmul()
+    constant = numpy_helper.from_array(heavy((48, 48), 1))
+    body = [helper.make_node("Constant", [], ["C"], value=constant), helper.make_node("MatMul", ["a", "C"], ["b"])]
+    made.functions.append(helper.make_function("local", "Block", ["a"], ["b"], body, [helper.make_opsetid("", 17)]))
+    made.opset_import.append(helper.make_opsetid("local", 1))
+    made.graph.node[0].output[0] = "h"
+    made.graph.node.append(helper.make_node("Block", ["h"], ["y"], domain="local"))
+    onnx.save(made, tmp_path / "m.onnx", save_as_external_data=external, size_threshold=0)
+    done = sqo.split(tmp_path / "m.onnx", tmp_path / "out.onnx")
+    assert "1 local functions stay as they are" in done.report.notes[0]
+    (kept,) = done.report.kept
+    assert (kept.weight, kept.reason) == ("C", "in the local function 'Block', which cannot be inlined")
+    assert kept.source_bytes == kept.stored_bytes == 48 * 48 * 4
+    assert sqnr(run(tmp_path / "m.onnx", {"x": X})[0], run(tmp_path / "out.onnx", {"x": X})[0]) > 100
+
+
+def test_metadata_survives_the_converter():
+    """A raised opset keeps the metadata of the model, its graph and its nodes."""
+    made = matmul(opset=17)
+    made.graph.node[0].output[0] = "h"
+    made.graph.node.append(helper.make_node("Relu", ["h"], ["y"], name="relu"))
+    for part in (made, made.graph, made.graph.node[1]):
+        part.metadata_props.add(key="made", value="by us")
+    done = sqo.quantize(made).model
+    for part in (done, done.graph, done.graph.node[-1]):
+        assert [entry.value for entry in part.metadata_props] == ["by us"]
+
+
+def test_subgraphs_and_types_survive_the_converter():
+    """A raised opset keeps the metadata of subgraphs and values, and what types and axes are called."""
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch("yes", "outer"), else_branch=branch("no", "outer"))
+    inputs = [value("x", ["b", 64]), value("c", [], TensorProto.BOOL)]
+    made = model([node], inputs, [value("y", None)], {"outer": heavy((64, 48))}, opset=17)
+    inner = made.graph.node[0].attribute[0].g
+    for part in (inner, inner.output[0], made.graph.input[0]):
+        part.metadata_props.add(key="made", value="by us")
+    made.graph.input[0].type.denotation = "TENSOR"
+    made.graph.input[0].type.tensor_type.shape.dim[0].denotation = "DATA_BATCH"
+    name = made.graph.node[0].attribute[0].name
+    done = sqo.quantize(made).model
+    (found,) = [attribute.g for attribute in done.graph.node[0].attribute if attribute.name == name]
+    for part in (found, found.output[0], done.graph.input[0]):
+        assert [entry.value for entry in part.metadata_props] == ["by us"]
+    assert done.graph.input[0].type.denotation == "TENSOR"
+    assert done.graph.input[0].type.tensor_type.shape.dim[0].denotation == "DATA_BATCH"
+
+
+def _nested(depth, calls=10):
+    """Functions that call the next one so often each; depth 0 calls itself."""
+    made = matmul()
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    for level in range(max(1, depth)):
+        last = depth > 0 and level == depth - 1
+        called = "Relu" if last else f"F{level + 1 if depth else 0}"
+        names = ["a", *(f"t{at}" for at in range(calls - 1)), "b"]
+        nodes = [
+            helper.make_node(called, [names[at]], [names[at + 1]], domain="" if last else "local")
+            for at in range(calls)
+        ]
+        made.functions.append(helper.make_function("local", f"F{level}", ["a"], ["b"], nodes, imports))
+    made.opset_import.append(imports[1])
+    made.graph.node[0].output[0] = "h"
+    made.graph.node.append(helper.make_node("F0", ["h"], ["y"], domain="local"))
+    return made
+
+
+def test_functions_that_expand(tmp_path):
+    """Functions that would expand to millions of nodes, or for ever, are refused before they are."""
+    assert len(sqo.split(_nested(2)).model.graph.node) > 100
+    refused_source(written(tmp_path, _nested(8)), "its local functions expand to [0-9]+ nodes")
+    refused_source(written(tmp_path, _nested(0)), "call themselves")
