@@ -34,16 +34,16 @@ struct Encoder {
         }
     }
 
-    // Returns the level of u; its code is the low byte of `code`. No fused multiply-add: the reference rounds twice.
-    F level(F u, I& id, I& code) const {
+    // Returns the level of u, moved by `shift`; its code is the low byte of `code`. No fused multiply-add: the reference rounds twice.
+    F level(F u, F shift, I& id, I& code) const {
         id = I{};
         for (int c = 1; c < COUNT; ++c) id = count_reached(id, u, lower[c]);
         F start = offset[id];
-        F steps = (u - start) * inverse_scale[id];
+        F steps = (u - start - shift) * inverse_scale[id];
         // Clipping before rounding is the same (the bounds are integers), and takes care of NaN and infinity.
         F rounded = least(greatest(steps, code_min), code_max) + ROUNDER;
         code = (I)rounded;
-        return scale[id] * (rounded - ROUNDER) + start;
+        return scale[id] * (rounded - ROUNDER) + start + shift;
     }
 };
 
@@ -97,11 +97,11 @@ struct ByteChunk {
 
 template <class Format, class Coder, class Scale, class Lanes>
 inline void encode_block(const Coder& encoder, const typename Format::Word* x, Scale row_scale, Scale inverse,
-                         size j, Lanes lanes, ErrorSums& errors, u8* codes, u8* clusters) {
+                         Scale shift, size j, Lanes lanes, ErrorSums& errors, u8* codes, u8* clusters) {
     I id[PARTS], code[PARTS];
     for (int p = 0; p < PARTS; ++p) {
         F w = Format::load(x + p * N);
-        F level = encoder.level(w * inverse.at(j + p * N), id[p], code[p]);
+        F level = encoder.level(w * inverse.at(j + p * N), shift.at(j + p * N), id[p], code[p]);
         errors.add(p, w, lanes.keep(p, w - level * row_scale.at(j + p * N)));
     }
     store_bytes(codes, code);
@@ -109,7 +109,7 @@ inline void encode_block(const Coder& encoder, const typename Format::Word* x, S
 }
 
 template <class Format, class Coder>
-inline void encode_rows(Matrix x, PerGroup row_scale, PerGroup inverse, const Coder& encoder, Planes out,
+inline void encode_rows(Matrix x, PerGroup row_scale, PerGroup inverse, PerGroup shift, const Coder& encoder, Planes out,
                         RowErrors errors) {
     using Word = typename Format::Word;
     const PackFunction pack_codes = packer(out.bits);
@@ -118,20 +118,22 @@ inline void encode_rows(Matrix x, PerGroup row_scale, PerGroup inverse, const Co
     for (size row = 0; row < x.rows; ++row) {
         const Word* weights = static_cast<const Word*>(x.data) + row * x.cols;
         RowOfGroups row_scales(row_scale, row, x.cols), inverses(inverse, row, x.cols);
+        RowOfGroups shifts(shift, row, x.cols, RowOfGroups::NOTHING);
         ErrorSums sums;
         for (size from = 0; from < x.cols; from += CHUNK) {
             size to = smaller(from + CHUNK, x.cols);
-            for_stretches(row_scales, inverses, x.cols, from, to, [&](size begin, size end, auto scale, auto inverse_scale) {
+            auto encode_stretch = [&](size begin, size end, auto scale, auto inverse_scale, auto moved) {
                 size j = begin;
                 for (; j + LANES <= end; j += LANES) {
-                    encode_block<Format>(encoder, weights + j, scale, inverse_scale, j - begin, Whole{}, sums,
+                    encode_block<Format>(encoder, weights + j, scale, inverse_scale, moved, j - begin, Whole{}, sums,
                                          chunk.codes + (j - from), chunk.clusters + (j - from));
                 }
                 if (j == end) return;
                 Padded<Word> last(weights + j, end - j);
-                encode_block<Format>(encoder, last.words, scale, inverse_scale, j - begin, Partial(end - j), sums,
+                encode_block<Format>(encoder, last.words, scale, inverse_scale, moved, j - begin, Partial(end - j), sums,
                                      chunk.codes + (j - from), chunk.clusters + (j - from));
-            });
+            };
+            for_stretches(x.cols, from, to, encode_stretch, row_scales, inverses, shifts);
             pack_codes(chunk.codes, to - from, out.codes + row * out.codes_width + from / 8 * out.bits);
             if (pack_clusters) {
                 pack_clusters(chunk.clusters, to - from,
@@ -144,15 +146,15 @@ inline void encode_rows(Matrix x, PerGroup row_scale, PerGroup inverse, const Co
     }
 }
 
-inline void encode(Matrix x, PerGroup row_scale, PerGroup inverse, Grid grid, Planes out, RowErrors errors) {
+inline void encode(Matrix x, PerGroup row_scale, PerGroup inverse, PerGroup shift, Grid grid, Planes out, RowErrors errors) {
     with_kind(x.kind, [&](auto format) {
         using Format = decltype(format);
         switch (grid.clusters) {
-            case 1: return encode_rows<Format>(x, row_scale, inverse, Encoder<1>(grid), out, errors);
-            case 2: return encode_rows<Format>(x, row_scale, inverse, Encoder<2>(grid), out, errors);
-            case 3: return encode_rows<Format>(x, row_scale, inverse, Encoder<3>(grid), out, errors);
-            case 4: return encode_rows<Format>(x, row_scale, inverse, Encoder<4>(grid), out, errors);
-            default: return encode_rows<Format>(x, row_scale, inverse, Encoder<8>(grid), out, errors);
+            case 1: return encode_rows<Format>(x, row_scale, inverse, shift, Encoder<1>(grid), out, errors);
+            case 2: return encode_rows<Format>(x, row_scale, inverse, shift, Encoder<2>(grid), out, errors);
+            case 3: return encode_rows<Format>(x, row_scale, inverse, shift, Encoder<3>(grid), out, errors);
+            case 4: return encode_rows<Format>(x, row_scale, inverse, shift, Encoder<4>(grid), out, errors);
+            default: return encode_rows<Format>(x, row_scale, inverse, shift, Encoder<8>(grid), out, errors);
         }
     });
 }

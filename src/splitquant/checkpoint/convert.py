@@ -12,7 +12,7 @@ from splitquant.checkpoint.folder import Folder
 from splitquant.checkpoint.shard import run_shard, shard_job
 from splitquant.checkpoint.sidecar import write_small_files
 from splitquant.core.kernels import kernels
-from splitquant.format.config import FORMAT_VERSION
+from splitquant.format.config import FORMAT_VERSIONS
 from splitquant.plan.plan import Plan
 from splitquant.report.outcome import Outcome, Report, Run
 from splitquant.storage.memory import MIB
@@ -82,7 +82,7 @@ def _other_bytes(folder: Folder) -> int:
 
 def _fingerprint(folder: Folder, plan: Plan) -> str:
     """Whatever decides the bytes of the shards: the version, the files as they are, and the plan."""
-    digest = hashlib.sha256(f"{__version__} {FORMAT_VERSION}".encode())
+    digest = hashlib.sha256(f"{__version__} {FORMAT_VERSIONS[-1]}".encode())
     for shard in folder.shards:
         digest.update(fingerprint_of(folder.path / shard.name).encode())
         digest.update(repr(sorted(shard.metadata.items())).encode(errors="backslashreplace"))

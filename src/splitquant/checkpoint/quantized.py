@@ -12,6 +12,7 @@ import numpy as np
 from splitquant.checkpoint.folder import Folder, open_folder
 from splitquant.checkpoint.safetensors import Entry as Header
 from splitquant.core.arrays import U8
+from splitquant.core.kernels import kernels
 from splitquant.core.rows import unpack_row_scale
 from splitquant.core.split import SplitTensor, levels_from
 from splitquant.errors import SourceError
@@ -90,7 +91,7 @@ class QuantizedFolder:
         """Rows `[first, last)` of matrix `index` of a tensor, as the SplitTensor of those rows, channel axis first."""
         weight = self.tensors[name]
         planes = {plane.name: self._read_plane(name, plane, index, first, last) for plane in weight.planes}
-        clusters, row_scale = planes.get("clusters"), planes.get("row_scale")
+        clusters, row_scale, zero = planes.get("clusters"), planes.get("row_scale"), planes.get("zero_points")
         scale, offset, levels = levels_from(weight.spec, planes)
         return SplitTensor(
             shape=(last - first, weight.geometry.cols),
@@ -103,6 +104,9 @@ class QuantizedFolder:
             levels=levels,
             row_scale=None if row_scale is None else unpack_row_scale(row_scale),
             row_scale_kind=weight.scale_kind,
+            zero=None
+            if zero is None
+            else kernels().unpack(zero, weight.spec.groups(weight.geometry.cols), weight.spec.bits),
         )
 
     def read(self, name: str, offset: int, nbytes: int) -> U8:

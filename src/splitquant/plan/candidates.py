@@ -19,7 +19,7 @@ from splitquant.plan.targets import Target
 _GRANULARITIES = ("channel", "group:128", "group:64", "group:32")
 _BITS = tuple(WIDTHS)
 _MOST_STORED_BITS = 8  # of code and cluster id
-_AXES = ("bits", "clusters", "strategy", "granularity", "layout", "symmetric", "polish")
+_AXES = ("bits", "clusters", "strategy", "granularity", "layout", "symmetric", "polish", "zero_points")
 
 
 def candidates(fixed: Mapping[str, Any]) -> tuple[QuantSpec, ...]:
@@ -63,9 +63,11 @@ def candidates(fixed: Mapping[str, Any]) -> tuple[QuantSpec, ...]:
 def embedding_candidates(fixed: Mapping[str, Any]) -> tuple[QuantSpec, ...]:
     """The pool for token embeddings and output heads: plain grids, which every gather can read.
 
-    Of what is fixed for weights only `symmetric` and `polish` count.
+    Of what is fixed for weights only `symmetric`, `polish` and `zero_points` count.
     """
-    narrowed = {name: _values(fixed[name]) for name in ("symmetric", "polish") if fixed.get(name) is not None}
+    narrowed = {
+        name: _values(fixed[name]) for name in ("symmetric", "polish", "zero_points") if fixed.get(name) is not None
+    }
     return (*_members(_PLAIN, narrowed), *_members(_FITTED, narrowed))
 
 

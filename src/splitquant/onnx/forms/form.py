@@ -187,6 +187,8 @@ def form_of(  # noqa: C901 - a flat list of what ONNX and its runtimes cannot do
     if storage.activations == "int8-tensor":
         why_not = _not_integer(operand)
         if not why_not:
+            # Integer products take one zero_point for all channels.
+            spec = replace(spec, zero_points="shared")
             return Form("Integer", operand, spec, kind, stored_bits, 0, TensorProto.FLOAT), remark
         remark = "; ".join(filter(None, (remark, f"float activations, since {why_not}")))
     if stored_bits == 2 and operand.axis > 0 and math.prod(operand.weight.shape[operand.axis :]) % 4:
