@@ -47,8 +47,8 @@ class QuantizeOptions(TypedDict, total=False):
     weighting: str | Mapping[str, float]
     plan: AnyPath | None
     format: str
-    block_size: int
-    accuracy_level: int
+    block_size: int | None
+    accuracy_level: int | None
     activations: str | None
 
 

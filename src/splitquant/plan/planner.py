@@ -44,6 +44,7 @@ class Goal:
         nbytes: at most so many bytes of the whole output.
         weighting: what the error of a layer counts, see `plan.weighting`.
         fixed: fields of `QuantSpec` that are decided already.
+        of_embeddings: those of embeddings, where the adapter stores no others; they win.
         choose_embeddings: whether embeddings are chosen too; else they are what the recipe says.
         target: what must run the result, see `plan.targets`.
 
@@ -57,6 +58,7 @@ class Goal:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     choose_embeddings: bool = True
     target: str | None = None
+    of_embeddings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.bits is None) == (self.nbytes is None):
@@ -75,7 +77,7 @@ class Goal:
 
     def _pools(self) -> tuple[Pool, Pool]:
         if self.target is None:
-            return (*candidates(self.fixed), None), (*embedding_candidates(self.fixed), None)
+            return (*candidates(self.fixed), None), (*embedding_candidates({**self.fixed, **self.of_embeddings}), None)
         target = target_of(self.target)
         target.refuse_strategy(self.fixed.get("strategy"))
         fixed = {**allowed_by(target), **self.fixed}
@@ -84,7 +86,7 @@ class Goal:
         asked = [spec for spec in possible if spec.strategy == self.fixed.get("strategy")] or possible
         if not set(asked) & set(pool):  # widths that nobody asked for are not why
             target.refuse(next((spec for spec in asked if target.width_of(spec) in target.grids), asked[0]))
-        embeddings = [spec for spec in embedding_candidates(fixed) if runs_on(target, spec)]
+        embeddings = [spec for spec in embedding_candidates({**fixed, **self.of_embeddings}) if runs_on(target, spec)]
         return (*pool, None), (*embeddings, None)
 
 
@@ -249,7 +251,10 @@ class Frontier:
         """About a dozen plans from the smallest to the largest that quantizes, at round numbers of bits per weight."""
         least = least_bytes(self.curves)
         most = sum(
-            max(n for n, spec in zip(choice.nbytes, choice.measured.specs, strict=True) if spec is not None)
+            max(
+                (n for n, spec in zip(choice.nbytes, choice.measured.specs, strict=True) if spec is not None),
+                default=choice.measured.layer.nbytes,
+            )
             for choice in self.choices.values()
         )
         per_bit = max(1, self.weights) / 8

@@ -78,7 +78,7 @@ class Outcome:
     def from_dict(cls, data: Mapping[str, Any]) -> Outcome:
         """Read the JSON form."""
         spec, figures = data["spec"], data["figures"]
-        if not isinstance(data.get("checksums", {}), dict) or not isinstance(data["shape"], list):
+        if not isinstance(data["checksums"], dict) or not isinstance(data["shape"], list):
             raise TypeError(f"tensor {data['name']!r} has no map of checksums or no list as its shape")
         if data["outcome"] not in get_args(Fate):
             raise ValueError(f"tensor {data['name']!r} has the outcome {data['outcome']!r}")
@@ -217,9 +217,10 @@ def outcome_of(
     )
 
 
-def planned_report(plan: Plan) -> Report:
-    """A plan in the form of a report: outcomes without figures."""
-    return Report(tuple(outcome_of(decision) for decision in plan.decisions))
+def planned_report(plan: Plan, done: Fate = "quantized") -> Report:
+    """A plan in the form of a report: outcomes without figures; `done` is what becomes of what is not kept."""
+    outcomes = (outcome_of(decision) for decision in plan.decisions)
+    return Report(tuple(replace(one, outcome=done) if one.outcome != "kept" else one for one in outcomes))
 
 
 def merged_figures(outcomes: Iterable[Outcome]) -> ErrorFigures:
