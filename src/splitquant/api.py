@@ -156,7 +156,7 @@ def prepare(
     Raises:
         SpecError, SourceError, TensorError: see `splitquant.errors`.
     """
-    of_onnx = {name: options[name] for name in _OF_ONNX if name in options}  # type: ignore[literal-required]
+    of_onnx = {name: options[name] for name in _OF_ONNX if options.get(name) is not None}  # type: ignore[literal-required]
     asked = {name: value for name, value in options.items() if name not in _OF_ONNX}
     plan_file, weighting = asked.pop("plan", None), asked.get("weighting", "energy")
     if isinstance(weighting, str) and weighting not in ("energy", "relative"):
