@@ -65,7 +65,7 @@ def test_layers_that_share_a_weight_are_alike(tensors, spec):
     ("tensors", "message"),
     [
         ({"a.upp.weight": "keep"}, "p.json: names tensor 'a.upp.weight'.*did you mean 'a.up.weight'"),
-        ({"zzz": "keep"}, "p.json: names tensor 'zzz'.*splitquant inspect"),
+        ({"zzz": "keep"}, "p.json: names tensor 'zzz'.*; a report and --dry-run -v list its names"),
         ({"a.up.weight": {"bit": 4}}, "p.json: tensor 'a.up.weight': unknown key 'bit'"),
         ({"a.up.weight": {"bits": 1}}, "p.json: tensor 'a.up.weight': bits is 1"),
         ({"a.up.weight": {"bits": "4"}}, "p.json: tensor 'a.up.weight': bits is '4'"),
