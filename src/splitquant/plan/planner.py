@@ -100,7 +100,10 @@ class Costs(Protocol):
         ...
 
     def beside(self, decision: Decision) -> int:
-        """About the bytes that are said of a layer elsewhere in the output: by sums of these plans are compared, no more."""
+        """About the bytes that a layer adds to the output beside its stored tensors: names, nodes, rows of a report.
+
+        Only for comparing plans; how large an output becomes says `total`.
+        """
         ...
 
     def total(self, plan: Plan) -> int:
