@@ -73,6 +73,10 @@ class Job(Protocol):
         """Where the plan was chosen by size: the plan with its figures."""
         ...
 
+    def foretold(self, resources: Resources) -> Report:
+        """The report of `apply` as far as it is known before: without figures and checksums."""
+        ...
+
     def apply(self, destination: Path, resources: Resources, advance: Advance = ...) -> Report:
         """Write the result."""
         ...
