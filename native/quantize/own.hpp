@@ -87,7 +87,7 @@ inline void add_codes(const i16* w, size n, i16 factor, int fraction, i16 low, i
 struct OwnSearch {
     int bits;
     Kind kind;
-    double codes, half;
+    double codes, half, unit;
     int fraction;
 
     OwnSearch(int bits, Kind kind)
@@ -95,13 +95,14 @@ struct OwnSearch {
           kind(kind),
           codes(static_cast<double>((1 << bits) - 1)),
           half(static_cast<double>(1 << (bits - 1))),
+          unit(1.0 / half),
           fraction(14 - bits < 9 ? 14 - bits : 9) {}
 
     double zero_point(double low, double step) const { return clipped(__builtin_rint(-low / step), codes); }
 
     OwnGrid textbook(double low, double high) const {
         float row_scale = stored_row_scale((high - low) / codes * half, kind);
-        return {row_scale, zero_point(low, static_cast<double>(row_scale) / half)};
+        return {row_scale, zero_point(low, static_cast<double>(row_scale) * unit)};
     }
 
     void sums(const Batch& x, const double (&step)[BATCH], const double (&zero)[BATCH], CodeSums& out) const {
@@ -120,7 +121,7 @@ struct OwnSearch {
     void errors(const Batch& x, const OwnGrid (&grid)[BATCH], double (&out)[BATCH]) const {
         double step[BATCH] = {}, zero[BATCH] = {};
         for (size g = 0; g < x.groups; ++g) {
-            step[g] = static_cast<double>(grid[g].row_scale) / half * x.unit[g];
+            step[g] = static_cast<double>(grid[g].row_scale) * unit * x.unit[g];
             zero[g] = grid[g].zero;
         }
         CodeSums s;
@@ -156,7 +157,7 @@ struct OwnSearch {
         double first[BATCH], last[BATCH], from[BATCH], to[BATCH], step[BATCH], zero[BATCH];
         bool better[BATCH];
         for (size g = 0; g < BATCH; ++g) {
-            step[g] = static_cast<double>(x.textbook[g].row_scale) / half * x.unit[g];
+            step[g] = static_cast<double>(x.textbook[g].row_scale) * unit * x.unit[g];
             zero[g] = x.textbook[g].zero;
             best.gain[g] = -1.0, best.step[g] = step[g], best.zero[g] = zero[g];
             first[g] = x.low[g] * x.unit[g], last[g] = x.high[g] * x.unit[g];
@@ -247,26 +248,41 @@ inline double to_fixed(const typename Format::Word* x, size n, float inverse, i1
     return static_cast<double>(squares);
 }
 
-// The squared error of a group as encode makes it.
+// A grid as encode uses it.
+struct OwnCoder {
+    F scale, inverse, shift, units, half, most;
+
+    OwnCoder(OwnGrid grid, int bits)
+        : scale(splat(grid.row_scale)),
+          inverse(splat(1.0f / grid.row_scale)),
+          shift(splat(static_cast<float>(grid.zero) * -unit_of(bits))),
+          units(splat(unit_of(bits))),
+          half(splat(static_cast<float>(1 << (bits - 1)))),
+          most(splat(static_cast<float>((1 << bits) - 1))) {}
+
+    static float unit_of(int bits) { return 1.0f / static_cast<float>(1 << (bits - 1)); }
+
+    F miss(F w) const {
+        F steps = (w * inverse - shift) * half;
+        F code = least(greatest(steps, F{}), most) + ROUNDER - ROUNDER;
+        return w - (code * units + shift) * scale;
+    }
+};
+
+// Whether the squared error of the first grid is smaller, as encode makes both. The zeros behind a group are no error.
 template <class Format>
-inline double noise_of(const typename Format::Word* x, size n, OwnGrid grid, int bits) {
-    const float unit = 1.0f / static_cast<float>(1 << (bits - 1));
-    const F scale = splat(grid.row_scale), inverse = splat(1.0f / grid.row_scale);
-    const F shift = splat(static_cast<float>(grid.zero) * -unit), units = splat(unit);
-    const F half = splat(static_cast<float>(1 << (bits - 1))), none = splat(0.0f);
-    const F most = splat(static_cast<float>((1 << bits) - 1)), rounder = splat(ROUNDER);
-    SquareSums sums[PARTS];
+inline bool is_better(const typename Format::Word* x, size n, OwnGrid first, OwnGrid second, int bits) {
+    const OwnCoder ours(first, bits), theirs(second, bits);
+    SquareSums our_sums[PARTS], their_sums[PARTS];
     for (size j = 0; j < n; j += LANES) {
-        Partial lanes(n - j);
         for (int p = 0; p < PARTS; ++p) {
             size at = j + static_cast<size>(p * N);
-            F w = at < n ? loaded<Format>(x + at, n - at) : splat(0.0f);
-            F steps = (w * inverse - shift) * half;
-            F code = least(greatest(steps, none), most) + rounder - rounder;
-            sums[p].add(lanes.keep(p, w - (code * units + shift) * scale));
+            F w = at < n ? loaded<Format>(x + at, n - at) : F{};
+            our_sums[p].add(ours.miss(w));
+            their_sums[p].add(theirs.miss(w));
         }
     }
-    return ErrorSums::in_order(sums);
+    return ErrorSums::in_order(our_sums) < ErrorSums::in_order(their_sums);
 }
 
 template <class Format>
@@ -282,8 +298,7 @@ inline void own_grids_of(Matrix x, size group, const OwnSearch& search, bool fit
             OwnGrid usual = batch.textbook[g], found = batch.found[g];
             bool better = fit && batch.high[g] > batch.low[g];
             if (better && !batch.clear[g]) {
-                better = noise_of<Format>(from[g], batch.n, found, search.bits) <
-                         noise_of<Format>(from[g], batch.n, usual, search.bits);
+                better = is_better<Format>(from[g], batch.n, found, usual, search.bits);
             }
             OwnGrid taken = better ? found : usual;
             *row_scale++ = batch.high[g] > batch.low[g] ? taken.row_scale : 0.0f;
