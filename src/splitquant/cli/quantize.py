@@ -60,7 +60,13 @@ def quantize(
         bool | None,
         typer.Option(
             "--polish/--no-polish",
-            help="Fit the grids to the values. [default: where tensors are split, but not kmeans]",
+            help="Fit the grids to the values. [default: where tensors are split or zero_points are own, but not kmeans]",
+        ),
+    ] = None,
+    zero_points: Annotated[
+        str | None,
+        typer.Option(
+            help="own (per row or group), or shared. [default: own where one asymmetric cluster has a scale per channel or group]"
         ),
     ] = None,
     target: TargetName = None,
@@ -148,6 +154,7 @@ def quantize(
         layout=layout,
         symmetric=symmetric,
         polish=polish,
+        zero_points=zero_points,
     )
     options: dict[str, Any] = {
         "fixed": fixed,
