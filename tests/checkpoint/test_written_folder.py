@@ -111,8 +111,8 @@ def test_config_keeps_the_keys_of_the_source_in_order(tmp_path):
         assert set(item) == {"spec", "dtype", "axis", *(["stack"] if name == expert else [])}
     assert quantization["tensors"][expert]["axis"] == 1
     assert quantization["tensors"][expert]["stack"] is True
-    assert quantization["specs"][quantization["tensors"][expert]["spec"]] == QuantSpec().to_dict()
-    assert quantization["specs"][quantization["tensors"]["lm_head.weight"]["spec"]] == EMBEDDING.to_dict()
+    assert quantization["specs"][quantization["tensors"][expert]["spec"]] == QuantSpec().to_stored()
+    assert quantization["specs"][quantization["tensors"]["lm_head.weight"]["spec"]] == EMBEDDING.to_stored()
 
 
 def test_no_config_in_the_source(tmp_path):
