@@ -65,23 +65,22 @@ struct CodeSums {
     double product[BATCH], count[BATCH];
 };
 
-inline void add_codes(const i16* w, size n, i16 factor, int fraction, i16 low, i16 high, double& product, double& count) {
+inline void add_codes(const i16* w, size n, i16 factor, int fraction, i16 low, i16 high, i64& product, i64& count) {
     const S factors = short_splat(factor), lows = short_splat(low), highs = short_splat(high);
     const S half = short_splat(static_cast<i16>(1 << (fraction - 1)));
-    i64 products = 0, counts = 0;
     for (size from = 0; from < n; from += EXACT * SHORTS) {
         I some{}, squares{};
+        i32 sums[2];
         for (size j = from; j < smaller(n, from + EXACT * SHORTS); j += SHORTS) {
             S weight = load_i16(w + j);
             S code = within((multiply_high(weight, factors) + half) >> fraction, lows, highs);
             some += add_products(weight, code);
             squares += add_products(code, code);
         }
-        products += sum_of(some);
-        counts += sum_of(squares);
+        sums_of(some, squares, sums);
+        product += sums[0];
+        count += sums[1];
     }
-    product = static_cast<double>(products);
-    count = static_cast<double>(counts);
 }
 
 struct OwnSearch {
@@ -89,6 +88,7 @@ struct OwnSearch {
     Kind kind;
     double codes, half, unit;
     int fraction;
+    i32 most;
 
     OwnSearch(int bits, Kind kind)
         : bits(bits),
@@ -96,7 +96,8 @@ struct OwnSearch {
           codes(static_cast<double>((1 << bits) - 1)),
           half(static_cast<double>(1 << (bits - 1))),
           unit(1.0 / half),
-          fraction(14 - bits < 9 ? 14 - bits : 9) {}
+          fraction(14 - bits < 9 ? 14 - bits : 9),
+          most((1 << bits) - 1) {}
 
     double zero_point(double low, double step) const { return clipped(__builtin_rint(-low / step), codes); }
 
@@ -112,9 +113,15 @@ struct OwnSearch {
             double inverse = __builtin_rint(one / step[g]);
             factor[g] = step[g] > 0.0 && inverse <= MOST_INVERSE ? inverse : 0.0;  // 0: there is no such grid
         }
+        i64 product[BATCH] = {}, count[BATCH] = {};
         for (size g = 0; g < x.groups; ++g) {
-            add_codes(x.fixed + g * x.stride, x.stride, static_cast<i16>(factor[g]), fraction, static_cast<i16>(-zero[g]),
-                      static_cast<i16>(codes - zero[g]), out.product[g], out.count[g]);
+            const i16 point = static_cast<i16>(zero[g]);
+            add_codes(x.fixed + g * x.stride, x.stride, static_cast<i16>(factor[g]), fraction, static_cast<i16>(-point),
+                      static_cast<i16>(most - point), product[g], count[g]);
+        }
+        for (size g = 0; g < BATCH; ++g) {
+            out.product[g] = static_cast<double>(product[g]);
+            out.count[g] = static_cast<double>(count[g]);
         }
     }
 
@@ -138,14 +145,14 @@ struct OwnSearch {
     };
 
     void attempt(const Batch& x, Best& best, const double (&step)[BATCH], const double (&zero)[BATCH],
-                 bool (&better)[BATCH]) const {
+                 i64 (&better)[BATCH]) const {
         CodeSums s = {};
         sums(x, step, zero, s);
         for (size g = 0; g < BATCH; ++g) {
             double count = s.count[g] > 0.0 ? s.count[g] : 1.0;
             double gain = s.product[g] * s.product[g] / count, ideal = s.product[g] / count;
             bool take = (s.product[g] > 0.0) & (gain > best.gain[g]);
-            better[g] = take;
+            better[g] = take ? -1 : 0;
             best.gain[g] = take ? gain : best.gain[g];
             best.step[g] = take ? ideal : best.step[g];
             best.zero[g] = take ? zero[g] : best.zero[g];
@@ -155,7 +162,7 @@ struct OwnSearch {
     void fit(Batch& x) const {
         Best best;
         double first[BATCH], last[BATCH], from[BATCH], to[BATCH], step[BATCH], zero[BATCH];
-        bool better[BATCH];
+        i64 better[BATCH];
         for (size g = 0; g < BATCH; ++g) {
             step[g] = static_cast<double>(x.textbook[g].row_scale) * unit * x.unit[g];
             zero[g] = x.textbook[g].zero;

@@ -60,10 +60,11 @@ inline I add_products(S a, S b) { return (I)_mm256_madd_epi16((__m256i)a, (__m25
 inline S within(S x, S low, S high) {
     return (S)_mm256_min_epi16(_mm256_max_epi16((__m256i)x, (__m256i)low), (__m256i)high);
 }
-inline i32 sum_of(I x) {
-    __m128i four = _mm_add_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
-    __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
-    return _mm_cvtsi128_si32(two) + _mm_extract_epi32(two, 1);
+// The sums of all lanes of a, and of b.
+inline void sums_of(I a, I b, i32 (&sums)[2]) {
+    I both = (I)_mm256_unpacklo_epi32((__m256i)a, (__m256i)b) + (I)_mm256_unpackhi_epi32((__m256i)a, (__m256i)b);
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128((__m256i)both), _mm256_extracti128_si256((__m256i)both, 1));
+    _mm_storel_epi64((__m128i*)sums, _mm_add_epi32(four, _mm_unpackhi_epi64(four, four)));
 }
 
 // float64 sums of squares of N lanes. A float32 squared is exact in float64, so a fused multiply-add rounds just as

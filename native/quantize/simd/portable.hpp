@@ -74,7 +74,11 @@ inline S within(S x, S low, S high) {
     x = x < low ? low : x;
     return x > high ? high : x;
 }
-inline i32 sum_of(I x) { return x[0] + x[1] + x[2] + x[3]; }
+// The sums of all lanes of a, and of b.
+inline void sums_of(I a, I b, i32 (&sums)[2]) {
+    sums[0] = a[0] + a[1] + a[2] + a[3];
+    sums[1] = b[0] + b[1] + b[2] + b[3];
+}
 
 // float64 sums of squares of N lanes.
 struct SquareSums {
