@@ -8,6 +8,13 @@ namespace splitquant::SPLITQUANT_ISA {
 // 1.5 * 2**23: its sum with a number in [0, 255] has the number, rounded to nearest even, as its last bits.
 constexpr float ROUNDER = 12582912.0f;
 
+// Levels that are not moved: as if by -0, without the work.
+struct Unmoved {};
+inline F moved_down(F x, Unmoved) { return x; }
+inline F moved_down(F x, F shift) { return x - shift; }
+inline F moved_up(F x, Unmoved) { return x; }
+inline F moved_up(F x, F shift) { return x + shift; }
+
 // The grid in registers. Clusters are padded to COUNT by ones that no value reaches (a comparison with NaN is false).
 template <int COUNT>
 struct Encoder {
@@ -34,16 +41,17 @@ struct Encoder {
         }
     }
 
-    // Returns the level of u, moved by `shift`; its code is the low byte of `code`. No fused multiply-add: the reference rounds twice.
-    F level(F u, F shift, I& id, I& code) const {
+    // Returns the level of u, moved by `shift` (an F or Unmoved); its code is the low byte of `code`. No fused multiply-add: the reference rounds twice.
+    template <class Shift>
+    F level(F u, Shift shift, I& id, I& code) const {
         id = I{};
         for (int c = 1; c < COUNT; ++c) id = count_reached(id, u, lower[c]);
         F start = offset[id];
-        F steps = (u - start - shift) * inverse_scale[id];
+        F steps = moved_down(u - start, shift) * inverse_scale[id];
         // Clipping before rounding is the same (the bounds are integers), and takes care of NaN and infinity.
         F rounded = least(greatest(steps, code_min), code_max) + ROUNDER;
         code = (I)rounded;
-        return scale[id] * (rounded - ROUNDER) + start + shift;
+        return moved_up(scale[id] * (rounded - ROUNDER) + start, shift);
     }
 };
 
@@ -95,9 +103,9 @@ struct ByteChunk {
     u8 clusters[CHUNK];
 };
 
-template <class Format, class Coder, class Scale, class Lanes>
+template <class Format, class Coder, class Scale, class Shift, class Lanes>
 inline void encode_block(const Coder& encoder, const typename Format::Word* x, Scale row_scale, Scale inverse,
-                         Scale shift, size j, Lanes lanes, ErrorSums& errors, u8* codes, u8* clusters) {
+                         Shift shift, size j, Lanes lanes, ErrorSums& errors, u8* codes, u8* clusters) {
     I id[PARTS], code[PARTS];
     for (int p = 0; p < PARTS; ++p) {
         F w = Format::load(x + p * N);
@@ -108,7 +116,7 @@ inline void encode_block(const Coder& encoder, const typename Format::Word* x, S
     if constexpr (Coder::HAS_CLUSTERS) store_bytes(clusters, id);
 }
 
-template <class Format, class Coder>
+template <class Format, bool MOVED = false, class Coder>
 inline void encode_rows(Matrix x, PerGroup row_scale, PerGroup inverse, PerGroup shift, const Coder& encoder, Planes out,
                         RowErrors errors) {
     using Word = typename Format::Word;
@@ -118,7 +126,6 @@ inline void encode_rows(Matrix x, PerGroup row_scale, PerGroup inverse, PerGroup
     for (size row = 0; row < x.rows; ++row) {
         const Word* weights = static_cast<const Word*>(x.data) + row * x.cols;
         RowOfGroups row_scales(row_scale, row, x.cols), inverses(inverse, row, x.cols);
-        RowOfGroups shifts(shift, row, x.cols, RowOfGroups::NOTHING);
         ErrorSums sums;
         for (size from = 0; from < x.cols; from += CHUNK) {
             size to = smaller(from + CHUNK, x.cols);
@@ -133,7 +140,14 @@ inline void encode_rows(Matrix x, PerGroup row_scale, PerGroup inverse, PerGroup
                 encode_block<Format>(encoder, last.words, scale, inverse_scale, moved, j - begin, Partial(end - j), sums,
                                      chunk.codes + (j - from), chunk.clusters + (j - from));
             };
-            for_stretches(x.cols, from, to, encode_stretch, row_scales, inverses, shifts);
+            if constexpr (MOVED) {
+                for_stretches(x.cols, from, to, encode_stretch, row_scales, inverses, RowOfGroups(shift, row, x.cols));
+            } else {
+                auto unmoved = [&](size begin, size end, auto scale, auto inverse_scale) {
+                    encode_stretch(begin, end, scale, inverse_scale, Same{Unmoved{}});
+                };
+                for_stretches(x.cols, from, to, unmoved, row_scales, inverses);
+            }
             pack_codes(chunk.codes, to - from, out.codes + row * out.codes_width + from / 8 * out.bits);
             if (pack_clusters) {
                 pack_clusters(chunk.clusters, to - from,
@@ -150,7 +164,9 @@ inline void encode(Matrix x, PerGroup row_scale, PerGroup inverse, PerGroup shif
     with_kind(x.kind, [&](auto format) {
         using Format = decltype(format);
         switch (grid.clusters) {
-            case 1: return encode_rows<Format>(x, row_scale, inverse, shift, Encoder<1>(grid), out, errors);
+            case 1:
+                if (shift.data) return encode_rows<Format, true>(x, row_scale, inverse, shift, Encoder<1>(grid), out, errors);
+                return encode_rows<Format>(x, row_scale, inverse, shift, Encoder<1>(grid), out, errors);
             case 2: return encode_rows<Format>(x, row_scale, inverse, shift, Encoder<2>(grid), out, errors);
             case 3: return encode_rows<Format>(x, row_scale, inverse, shift, Encoder<3>(grid), out, errors);
             case 4: return encode_rows<Format>(x, row_scale, inverse, shift, Encoder<4>(grid), out, errors);

@@ -18,7 +18,7 @@ struct CellEncoder {
     const float* levels;
     const i32* stored;  // code | cluster << 8
 
-    F level(F u, F, I& id, I& code) const {
+    F level(F u, Unmoved, I& id, I& code) const {
         float values[N], found[N];
         i32 ids[N], codes[N];
         u32 keys[N];

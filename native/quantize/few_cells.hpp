@@ -33,7 +33,7 @@ struct FewCellEncoder {
 
     WordTable<HALF> border, levels, stored;  // stored: code | cluster << 8
 
-    F level(F u, F, I& id, I& code) const {
+    F level(F u, Unmoved, I& id, I& code) const {
         __m512i cell = _mm512_setzero_si512();
         for (int step = HALF ? 16 : 32; step > 0; step /= 2) {
             __m512i next = _mm512_add_epi32(cell, _mm512_set1_epi32(step));

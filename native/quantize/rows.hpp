@@ -10,10 +10,13 @@ constexpr size CHUNK = 512;  // weights; a multiple of 16 and of 8, so that a ch
 inline size smaller(size a, size b) { return a < b ? a : b; }
 
 // The same float for every weight of a stretch.
+template <class Value>
 struct Same {
-    F value;
-    F at(size) const { return value; }
+    Value value;
+    Value at(size) const { return value; }
 };
+template <class Value>
+Same(Value) -> Same<Value>;
 
 // A float of its own for every weight of a stretch.
 struct Each {
