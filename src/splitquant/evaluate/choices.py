@@ -132,7 +132,7 @@ def _of_one_length(left: Sequence[int], put: Sequence[Asked], batch: int) -> Ite
 def tokens_of(model: LanguageModel, question: Question, form: Form) -> Asked:
     """A question as tokens: the answers' are those that the whole text has beyond the context's, as in lm-evaluation-harness.
 
-    What is longer than the model reads loses its beginning.
+    What is longer than the model reads loses its beginning; SourceError for an answer that is.
     """
     context, answers = question.put(form, lambda text: _chat(model, text))
     space = context[len(context.rstrip()) :]
@@ -145,6 +145,11 @@ def tokens_of(model: LanguageModel, question: Question, form: Form) -> Asked:
         if not ids:
             raise SourceError(
                 f"question {question.name!r}: the tokenizer of {model.name} melts the answer {answer!r} into the context; "
+                "leave this question out"
+            )
+        if len(ids) > model.longest:
+            raise SourceError(
+                f"question {question.name!r}: an answer has {len(ids)} tokens and {model.name} reads {model.longest}; "
                 "leave this question out"
             )
         after.append(tuple(ids))

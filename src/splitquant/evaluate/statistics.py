@@ -64,6 +64,8 @@ def mcnemar(lost: int, won: int) -> float:
 
     Source: McNemar 1947, in its exact binomial form.
     """
-    changed, least = lost + won, min(lost, won)
-    tail = sum(math.comb(changed, k) for k in range(least + 1))
+    changed, tail, ways = lost + won, 0, 1
+    for k in range(min(lost, won) + 1):
+        tail += ways
+        ways = ways * (changed - k) // (k + 1)
     return min(1.0, 2 * tail / (1 << changed))
