@@ -109,12 +109,17 @@ def test_encode_begins_once():
 
 def test_open(folders):
     """Float and quantized folders by the same words; the fingerprint tells them apart."""
-    one, other = (open_language_model(folder) for folder in folders)
+    one, other = open_language_model(folders[0]), open_language_model(folders[1], packed=True)
     assert (one.name, other.name) == ("float", "int3")
     assert one.fingerprint != other.fingerprint
     assert one.fingerprint == open_language_model(folders[0]).fingerprint
     assert one.longest == 128
     assert any(type(module).__module__.startswith("splitquant") for module in other.model.modules())
+    whole = open_language_model(folders[1])
+    assert not any(type(module).__module__.startswith("splitquant") for module in whole.model.modules())
+    for first, second in zip(log_likelihoods(other, MIXED), log_likelihoods(whole, MIXED), strict=True):
+        assert first == pytest.approx(second, abs=1e-5)
+    assert log_likelihoods(one, MIXED)[0] != pytest.approx(log_likelihoods(whole, MIXED)[0], abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -141,5 +146,5 @@ def test_no_language_model(tmp_path):
     folder = tmp_path / "vit"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(transformers.ViTConfig().to_dict()))
-    with pytest.raises(SourceError, match="model_type is 'vit'.*--embeddings.*--images"):
+    with pytest.raises(SourceError, match=r"model_type is 'vit'.*--embeddings.*--images"):
         open_language_model(folder)

@@ -71,6 +71,9 @@ def evaluate(
         int | None, typer.Option(metavar="N", help="With --limit: a sample of questions and images, not the first.")
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Questions, windows, sentences, images at once.")] = 8,
+    packed: Annotated[
+        bool, typer.Option("--packed", help="Decode quantized weights wherever they are used: less memory, slower.")
+    ] = False,
     state: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep what is finished; the same command goes on from there.")
     ] = None,
@@ -103,6 +106,7 @@ def evaluate(
         deviation=_numbers("--std", std),
         limit=limit,
         seed=seed,
+        packed=packed,
     )
     after = CAN_GO_ON if state is not None else "with --state FILE the same command would go on from there"
     with count_progress(quiet=quiet, after=after) as progress:

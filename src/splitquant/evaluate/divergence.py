@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,32 +69,38 @@ class KeptReference:
         self.model, self.text = model, as_windows(model, text, window, stride, tokens)
         self._whole = self.text.scored * model.vocabulary * 4 <= keep_bytes
         self._windows = dict[int, Any]()
-        found = Run(run.batch, run.progress).pieces(
-            "the float model", (None, None), by_length(self.text.windows), self._keep
-        )
-        self.perplexity = Perplexity(model.name, mean_along_text(np.concatenate(found)), self.text)
+        self._losses = dict[int, F64]()
+        Run(run.batch, run.progress).pieces("the float model", (None, None), by_length(self.text.windows), self._keep)
 
-    def _keep(self, some: Sequence[int]) -> list[F64]:
+    def _keep(self, some: Sequence[int]) -> list[None]:
         windows = [self.text.windows[i] for i in some]
-        losses = []
-        for i, features in zip(some, window_features(self.model, windows), strict=True):
-            self._windows[i] = self._log_probs(features) if self._whole else features.clone()
-            losses.append(np.concatenate([_losses(part, targets) for part, targets in self.parts(i)]))
-        return losses
+        self._windows |= zip(some, (part.clone() for part in window_features(self.model, windows)), strict=True)
+        return [None for _ in some]
 
-    def _log_probs(self, features: Any) -> Any:
-        import torch  # noqa: PLC0415 - an extra, brought by whoever made the model
-
-        size = self.model.rows_at_once
-        return torch.cat([log_softmax(self.model, features[i : i + size]) for i in range(0, len(features), size)])
+    @property
+    def perplexity(self) -> Perplexity:
+        """The float model's own."""
+        for i in range(len(self.text.windows)):
+            if i not in self._losses:
+                deque(self.parts(i), 0)
+        losses = np.concatenate([self._losses[i] for i in range(len(self.text.windows))])
+        return Perplexity(self.model.name, mean_along_text(losses), self.text)
 
     def parts(self, number: int) -> Iterator[tuple[Any, I64]]:
         """The log-probabilities of a window `[positions, vocabulary]`, a few positions at a time, with the tokens that came."""
+        import torch  # noqa: PLC0415 - an extra, brought by whoever made the model
+
         kept, targets = self._windows[number], scored_ids(self.text.windows[number])
-        size = self.model.rows_at_once
+        size, known = self.model.rows_at_once, self._whole and number in self._losses
+        parts, losses = list[Any](), list[F64]()
         for i in range(0, len(targets), size):
-            part = kept[i : i + size]
-            yield part if self._whole else log_softmax(self.model, part), targets[i : i + size]
+            some = kept[i : i + size] if known else log_softmax(self.model, kept[i : i + size])
+            parts.append(some if self._whole else None)
+            losses.append(_losses(some, targets[i : i + size]))
+            yield some, targets[i : i + size]
+        self._losses[number] = np.concatenate(losses)
+        if self._whole and not known:
+            self._windows[number] = torch.cat(parts)
 
 
 def divergence(  # noqa: PLR0913 - how a text is cut
@@ -151,9 +158,9 @@ def _compared(kept: KeptReference, quantized: LanguageModel, some: Sequence[int]
         for expected, targets in kept.parts(i):
             start = len(columns[0])
             got = log_softmax(quantized, features[start : start + len(targets)])
-            columns[0].extend(((expected - got) * expected.exp()).sum(-1).double().tolist())
             columns[1].extend((expected.argmax(-1) == got.argmax(-1)).double().tolist())
             columns[2].extend(_losses(got, targets).tolist())
+            columns[0].extend((expected.exp() * got.sub_(expected)).sum(-1).neg_().double().tolist())
         found.append(list(columns))
     return found
 

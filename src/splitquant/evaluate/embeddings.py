@@ -12,7 +12,15 @@ import numpy as np
 
 from splitquant.core.arrays import F64
 from splitquant.errors import SourceError, SpecError
-from splitquant.evaluate.model import check_folder, fingerprint, first_line, open_tokenizer, quiet, ready_transformers
+from splitquant.evaluate.model import (
+    check_folder,
+    decoded,
+    fingerprint,
+    first_line,
+    open_tokenizer,
+    quiet,
+    ready_transformers,
+)
 from splitquant.evaluate.run import PLAIN, Run
 from splitquant.evaluate.statistics import Estimate, mean
 
@@ -97,7 +105,11 @@ def open_encoder(path: str | Path, *, dtype: str = "float32") -> Encoder:
             raise SourceError(f"{folder}: transformers cannot load it ({first_line(error)})") from error
         tokenizer = open_tokenizer(folder)
     return Encoder(
-        model, tokenizer, pooling, name=folder.name or str(folder), fingerprint=f"{dtype} {fingerprint(folder)}"
+        decoded(model),
+        tokenizer,
+        pooling,
+        name=folder.name or str(folder),
+        fingerprint=f"{dtype} {fingerprint(folder)}",
     )
 
 

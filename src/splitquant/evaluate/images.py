@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from splitquant.core.arrays import F32, I64
 from splitquant.errors import MissingExtraError, SourceError, SpecError
-from splitquant.evaluate.model import check_folder, fingerprint, first_line, quiet, ready_transformers
+from splitquant.evaluate.model import check_folder, decoded, fingerprint, first_line, quiet, ready_transformers
 from splitquant.evaluate.run import PLAIN, Run
 from splitquant.evaluate.statistics import Estimate, mean
 from splitquant.storage.json_file import read_json
@@ -113,7 +113,7 @@ def open_classifier(path: str | Path) -> Classifier:
     found = read_json(settings) if settings.is_file() else {}
     return Classifier(
         source.name or str(source),
-        of_module(model).scores,
+        of_module(decoded(model)).scores,
         fingerprint(source),
         *(tuple(found[key]) if isinstance(found.get(key), list) else None for key in ("image_mean", "image_std")),
     )

@@ -28,7 +28,7 @@ class Asked:
     text: a plain text file, with window, stride and tokens as in `perplexity`. choices: files of questions, put in the form
     `form`. embeddings: a text file with a sentence per line. images: labelled ones in an .npz file, prepared by `mean` and
     `deviation`. tasks: of lm-evaluation-harness. limit, seed: of questions, sentences and images only so many: the first, or
-    with a seed a sample.
+    with a seed a sample. packed: as in `open_language_model`.
     """
 
     text: Path | None = None
@@ -44,6 +44,7 @@ class Asked:
     deviation: tuple[float, ...] | None = None
     limit: int | None = None
     seed: int | None = None
+    packed: bool = False
 
     def check(self, source: Path, against: Path | None) -> None:
         """Refuse what cannot be done before any model is loaded."""
@@ -183,7 +184,7 @@ def _language(path: Path, other: Path | None, asked: Asked, inputs: _Inputs, run
     beside = None if other is None else open_language_model(other)
     cut: dict[str, Any] = {"window": asked.window, "stride": asked.stride, "tokens": asked.tokens}
     kept = None if beside is None or inputs.text is None else KeptReference(beside, inputs.text, run=run, **cut)
-    model = open_language_model(path)
+    model = open_language_model(path, packed=asked.packed)
     if inputs.text is not None and kept is None:
         found["perplexity"] = perplexity(model, inputs.text, run=run, **cut)
     elif kept is not None:

@@ -17,11 +17,11 @@ import numpy as np
 
 from splitquant.core.arrays import F64, I64
 from splitquant.errors import MissingExtraError, SourceError
-from splitquant.hf.register import install
+from splitquant.hf.register import METHOD, install
 from splitquant.storage.json_file import read_json
 from splitquant.storage.workplace import fingerprint_of
 
-_LOGIT_BYTES = 64 << 20  # of the logits that exist at a time
+_LOGIT_BYTES = 128 << 20  # of the logits that exist at a time
 _NO_LIMIT = 1 << 20  # tokenizers say "no limit" with numbers far above
 _TOLERANCE = 2e-3  # of two ways to the same logits, relative to the largest
 
@@ -203,12 +203,14 @@ def _same(logits: Any, expected: Any) -> bool:
     return bool((logits - expected).abs().max() <= _TOLERANCE * expected.abs().max())
 
 
-def open_language_model(path: str | Path, *, dtype: str = "float32") -> LanguageModel:
+def open_language_model(path: str | Path, *, dtype: str = "float32", packed: bool = False) -> LanguageModel:
     """Open a Hugging Face folder, float or quantized, as a language model.
 
     Args:
         path: the folder, with a tokenizer in it.
         dtype: what it computes in; float32 is the fastest and the most exact on most processors.
+        packed: whether quantized weights stay packed: far less memory, and each is decoded anew wherever it is used. Else
+            they are decoded once, to the same values.
 
     Raises:
         SourceError: for what is no folder of a causal language model. MissingExtraError: without transformers.
@@ -230,9 +232,17 @@ def open_language_model(path: str | Path, *, dtype: str = "float32") -> Language
         except OSError as error:
             raise SourceError(f"{folder}: transformers cannot load it ({first_line(error)})") from error
         tokenizer = open_tokenizer(folder)
+    if not packed:
+        model = decoded(model)
     return LanguageModel(
         model, tokenizer, name=folder.name or str(folder), fingerprint=f"{dtype} {fingerprint(folder)}"
     )
+
+
+def decoded(model: Any) -> Any:
+    """A model whose packed weights are floats; one that has none, or another tool's, as it is."""
+    config = getattr(model.config, "quantization_config", None)
+    return model.dequantize() if getattr(config, "quant_method", None) == METHOD else model
 
 
 def check_folder(folder: Path) -> None:
