@@ -11,8 +11,9 @@ from builders.language_models import ARC
 from splitquant.errors import MissingExtraError, SourceError, SpecError
 from splitquant.evaluate import choices, lm_eval_tasks, open_language_model
 
+HARNESS = all(find_spec(need) for need in ("lm_eval", "accelerate", "peft"))
 needs_harness = pytest.mark.skipif(
-    find_spec("lm_eval") is None,
+    not HARNESS,
     reason="lm-evaluation-harness is not installed (pip install -r requirements/lm-eval.txt)",
 )
 
@@ -40,7 +41,7 @@ MMLU_TASK = {
 }
 
 
-@pytest.mark.skipif(find_spec("lm_eval") is not None, reason="lm-evaluation-harness is installed")
+@pytest.mark.skipif(HARNESS, reason="lm-evaluation-harness is installed")
 def test_missing(folders):
     """Without it the extra is named."""
     with pytest.raises(MissingExtraError, match=r"splitquant\[lm-eval\]"):

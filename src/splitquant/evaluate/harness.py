@@ -59,8 +59,9 @@ def lm_eval_tasks(  # noqa: PLR0913 - what is asked of it
         MissingExtraError: without lm-evaluation-harness. SpecError: for a task that it does not know. SourceError: where it
             fails, for instance for a data set that is not there.
     """
-    if find_spec("lm_eval") is None:
-        raise MissingExtraError("lm_eval (lm-evaluation-harness)", "lm-eval")
+    for need in ("lm_eval", "accelerate", "peft"):
+        if find_spec(need) is None:
+            raise MissingExtraError(f"{need} (of lm-evaluation-harness)", "lm-eval")
     with _offline(offline):
         import lm_eval  # noqa: PLC0415 - an extra, asked for by calling this
         from lm_eval.models.huggingface import HFLM  # noqa: PLC0415
@@ -70,7 +71,9 @@ def lm_eval_tasks(  # noqa: PLR0913 - what is asked of it
         for file in files:
             if not file.is_file():
                 raise SourceError(f"{file}: no such file; expected a task of lm-evaluation-harness")
-        manager = TaskManager()
+        manager = TaskManager(
+            include_defaults=len(files) < len(tasks)
+        )  # thousands of files, only where names are asked
         unknown = [task for task in tasks if Path(task) not in files and not manager.match_tasks([task])]
         if unknown:
             raise SpecError(f"lm-evaluation-harness knows no task {', '.join(unknown)}; `lm_eval ls tasks` lists them")
@@ -81,7 +84,7 @@ def lm_eval_tasks(  # noqa: PLR0913 - what is asked of it
                 tasks=list(tasks),
                 limit=limit,
                 task_manager=manager,
-                bootstrap_iters=0,
+                bootstrap_iters=1000,
                 random_seed=seed,
                 numpy_random_seed=seed,
                 torch_random_seed=seed,
