@@ -70,16 +70,25 @@ class LanguageModel:
         ids: list[int] = self.tokenizer.encode(text, **({"add_special_tokens": False} if begun else {}))
         return ids
 
-    def features(self, ids: Any, **options: Any) -> tuple[Any, Any]:
-        """What the head is given at every position `[batch, tokens, width]`, and the cache if `options` ask for one.
+    def features(self, ids: Any, cache: Any = None) -> Any:
+        """What the head is given at every position, `[batch, tokens, width]`; the head itself is not run.
 
         Where a model has no head that can be told apart, these are the logits themselves.
+
+        Args:
+            ids: int64 `[batch, tokens]`.
+            cache: what was read before them, and takes them in; None: nothing was.
         """
         import torch  # noqa: PLC0415 - an extra, brought by whoever made the model
 
-        options.setdefault("use_cache", False)
         with torch.inference_mode():
-            return _caught(self.model, self._head, ids, options)
+            return _reached(self.model, self._head, ids, cache)
+
+    def cache(self) -> Any:
+        """An empty cache, for `features` to fill and go on from."""
+        from transformers import DynamicCache  # noqa: PLC0415
+
+        return DynamicCache(config=self.config)
 
     def logits(self, features: Any) -> Any:
         """The logits of some positions, float32 `[positions, vocabulary]`."""
@@ -140,8 +149,8 @@ class LanguageModel:
             return None
         ids, expected = self._sample
         with torch.inference_mode():
-            features, _ = _caught(self.model, head, ids, {"use_cache": False})
-            if features is None:
+            features = _reached(self.model, head, ids, None)
+            if features.shape[:2] != ids.shape:
                 return None
             return head if _same(_finished(head(features), self.config), expected) else None
 
@@ -152,10 +161,11 @@ class LanguageModel:
 
         ids, expected = self._sample
         try:
+            cache = self.cache()
+            self.features(ids[:, :3], cache)
+            cache.batch_select_indices(torch.tensor([0, 0]))
             with torch.inference_mode():
-                cache = self.model(ids[:, :3], use_cache=True).past_key_values
-                cache.batch_select_indices(torch.tensor([0, 0]))
-                logits = self.model(ids[:, 3:].repeat(2, 1), past_key_values=cache, use_cache=True).logits
+                logits = self.logits(self.features(ids[:, 3:].repeat(2, 1), cache))
         except Exception:  # noqa: BLE001 - whatever a model's own code does where it has no such cache
             return False
         return _same(logits, expected[:, 3:].expand_as(logits))
@@ -167,23 +177,29 @@ class LanguageModel:
         return min(self.longest, sliding) if isinstance(sliding, int) else self.longest
 
 
-def _caught(model: Any, head: Any, ids: Any, options: dict[str, Any]) -> tuple[Any, Any]:
-    """Run a model and keep what its head is given; the head itself computes one position of it. None: it was not asked."""
-    caught: list[Any] = []
+class _Reached(BaseException):
+    """The head was reached, with what it is given: no error, so that nothing on its way takes it for one."""
 
-    def take(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        caught.append(inputs[0])
-        return (inputs[0][:, -1:], *inputs[1:])
+    def __init__(self, features: Any) -> None:
+        self.features = features
+
+
+def _reached(model: Any, head: Any, ids: Any, cache: Any) -> Any:
+    """Run a model up to its head; the whole of it where the head is None, or is not asked."""
+    options = {"use_cache": False} if cache is None else {"past_key_values": cache, "use_cache": True}
+
+    def stop(_: Any, inputs: tuple[Any, ...]) -> None:
+        raise _Reached(inputs[0])
 
     if head is None:
-        result = model(ids, **options)
-        return result.logits, getattr(result, "past_key_values", None)
-    handle = head.register_forward_pre_hook(take)
+        return model(ids, **options).logits
+    handle = head.register_forward_pre_hook(stop)
     try:
-        result = model(ids, **options)
+        return model(ids, **options).logits
+    except _Reached as reached:
+        return reached.features
     finally:
         handle.remove()
-    return (caught[0] if len(caught) == 1 else None), getattr(result, "past_key_values", None)
 
 
 def _finished(logits: Any, config: Any) -> Any:

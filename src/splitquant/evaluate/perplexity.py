@@ -118,7 +118,7 @@ def by_length(windows: Sequence[Window]) -> list[int]:
 
 def window_features(model: LanguageModel, windows: Sequence[Window]) -> list[Any]:
     """What the head is given where it foresees the scored tokens of each window, `[scored, width]`."""
-    features, _ = model.features(padded([one.ids for one in windows]))
+    features = model.features(padded([one.ids for one in windows]))
     ends = [len(one.ids) - 1 for one in windows]
     return [features[i, end - one.scored : end] for i, (one, end) in enumerate(zip(windows, ends, strict=True))]
 

@@ -47,28 +47,23 @@ def _from_shared(model: LanguageModel, asked: Sequence[Asked]) -> list[list[floa
     import torch  # noqa: PLC0415 - an extra, brought by whoever made the model
 
     on = max(len(answer) for one in asked for answer in one.answers) > 1
-    hidden, cache = model.features(torch.tensor([one.context for one in asked]), use_cache=on)
+    cache = model.cache() if on else None
+    hidden = model.features(torch.tensor([one.context for one in asked]), cache)
     pairs = [(row, answer) for row, one in enumerate(asked) for answer in one.answers]
     rows, targets = np.asarray([row for row, _ in pairs]), np.asarray([answer[0] for _, answer in pairs])
     totals = model.log_probs(hidden[:, -1], rows, targets)
     longer = [i for i, (_, answer) in enumerate(pairs) if len(answer) > 1]
-    if longer:
-        owners = torch.from_numpy(rows[longer])
-        _select(cache, owners)
+    if cache is not None:
+        cache.batch_select_indices(torch.from_numpy(rows[longer]))
         rest = [pairs[i][1] for i in longer]
-        more, _ = model.features(padded([answer[:-1] for answer in rest]), past_key_values=cache, use_cache=True)
+        more = model.features(padded([answer[:-1] for answer in rest]), cache)
         totals[longer] += _sums(model, more, [(0, answer[1:]) for answer in rest])
     return _by_question(asked, totals.tolist())
 
 
-def _select(cache: Any, rows: Any) -> None:
-    """Let a cache stand for the given of its rows, each as often as it is named."""
-    cache.batch_select_indices(rows)
-
-
 def _from_wholes(model: LanguageModel, asked: Sequence[Asked]) -> list[list[float]]:
     wholes = [((one.context + answer)[-(model.longest + 1) :][:-1], answer) for one in asked for answer in one.answers]
-    hidden, _ = model.features(padded([whole for whole, _ in wholes]))
+    hidden = model.features(padded([whole for whole, _ in wholes]))
     totals = _sums(model, hidden, [(len(whole) - len(answer), answer) for whole, answer in wholes])
     return _by_question(asked, totals.tolist())
 
