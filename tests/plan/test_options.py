@@ -103,6 +103,7 @@ REFUSED = [
     ({"plan_file": FILE, "target": "qnn", "preset": "paper"}, f"{PLAN}preset, target$"),
     ({"plan_file": FILE, "embeddings": "keep", "exclude": ["x"]}, f"{PLAN}embeddings, exclude$"),
     ({"plan_file": FILE, "embeddings": 4}, f"{PLAN}embeddings$"),
+    ({"plan_file": FILE, "embeddings": None}, f"{PLAN}embeddings$"),
 ]
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from splitquant.core.spec import EMBEDDING, QuantSpec
 from splitquant.errors import SpecError
-from splitquant.plan.recipe import embedding_spec, first_match, patterns, refuse_idle_patterns
+from splitquant.plan.decide import decide
+from splitquant.plan.layers import Layer
+from splitquant.plan.recipe import Recipe, embedding_spec, first_match, patterns, refuse_idle_patterns
 
 WEIRD = ("layers[0].weight", "a*", "?", "[!x]", "[", "]", "a[", "b[]]", "x[0-9]", "\\*", "q.weight")
 TEXT = st.text("ab01.[]*?!-", min_size=1, max_size=6)
@@ -48,6 +52,13 @@ def test_globs():
     assert first_match(("a",), []) is None
 
 
+def test_the_empty_name():
+    """A module that is itself one layer is called ""."""
+    assert first_match(("",), ["*", ""], ("",)) == ""
+    plan = decide([Layer("", "linear", "F32", (64, 64), 16384)], Recipe(exclude=("",)))
+    assert [decision.reason for decision in plan.decisions] == ["excluded by ''"]
+
+
 def test_any_iterable_of_patterns():
     assert first_match(("a.b",), iter(["x", "a.*"])) == "a.*"
     assert first_match(("a.b",), {"a.b": 1, "*": 2}) == "a.b"
@@ -85,3 +96,14 @@ def test_specs_of_embeddings(said, spec):
 def test_no_specs_of_embeddings(said):
     with pytest.raises(SpecError, match="expected 'keep' or a number of bits from 2 to 8"):
         embedding_spec(said)
+
+
+def test_a_name_of_the_model_is_no_glob():
+    """`layers[0].weight` names one tensor; as a glob it would take `layers0.weight` as well."""
+    names = ("layers[0].weight", "layers0.weight")
+    assert fnmatchcase(names[1], names[0])
+    assert first_match(names[:1], names[:1], names) == names[0]
+    assert first_match(names[1:], names[:1], names) is None
+    layers = [Layer(name, "linear", "F32", (64, 64), 16384) for name in names]
+    plan = decide(layers, Recipe(exclude=names[:1]))
+    assert [decision.reason for decision in plan.decisions] == [f"excluded by {names[0]!r}", ""]

@@ -15,7 +15,7 @@ from splitquant.errors import SpecError, TensorError
 from splitquant.plan.plan import Plan
 from splitquant.plan.planner import PricedPlan
 from splitquant.plan.saved import plan_to_dict
-from splitquant.report.outcome import Report, planned_report
+from splitquant.report.outcome import Report
 from splitquant.sizes import shown_bytes
 from splitquant.storage.resources import Resources
 
@@ -74,7 +74,7 @@ class Conversion:
 
             write_picture(self.plot, marks, job.chosen)
         if self.dry_run:
-            self._show_plan(job, marks, quiet=quiet)
+            self._show_plan(job, job.foretold(resources), marks, quiet=quiet)
             return
         after = "nothing was written" if is_onnx(self.source) else CAN_GO_ON
         with byte_progress(self.title, job.plan.source_bytes, quiet=quiet, after=after) as advance:
@@ -83,9 +83,9 @@ class Conversion:
         if not quiet:
             self._tell(report)
 
-    def _show_plan(self, job: Job, marks: list[PricedPlan], *, quiet: bool) -> None:
+    def _show_plan(self, job: Job, report: Report, marks: list[PricedPlan], *, quiet: bool) -> None:
         """A plan, and the sizes that were possible instead."""
-        report, chosen = planned_report(job.plan), job.chosen
+        chosen = job.chosen
         if chosen is None:
             self._show(report, report.to_dict(), quiet=quiet, planned=True)
             return

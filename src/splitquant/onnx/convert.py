@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from splitquant.core.spec import QuantSpec
-from splitquant.onnx.forms.options import BLOCK_SIZE, INT8_ACTIVATIONS, SPLIT_SPEC, Activations, Format
+from splitquant.onnx.forms.options import SPLIT_SPEC, Activations, Format
 from splitquant.onnx.job import Converted, Model, prepare_model
 from splitquant.plan.options import PlanningOptions, PlanOptions
 from splitquant.storage.memory import DEFAULT_MAX_MEMORY
@@ -60,8 +60,8 @@ def quantize(  # noqa: PLR0913 - the options of a public function
     embeddings: QuantSpec | int | str | None = "auto",
     include: Sequence[str] | str = (),
     exclude: Sequence[str] | str = (),
-    block_size: int = BLOCK_SIZE,
-    accuracy_level: int = INT8_ACTIVATIONS,
+    block_size: int | None = None,
+    accuracy_level: int | None = None,
     activations: Activations | None = None,
     max_memory: int | str = DEFAULT_MAX_MEMORY,
     threads: int = 0,

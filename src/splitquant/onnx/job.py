@@ -16,13 +16,13 @@ from onnx import GraphProto, ModelProto
 
 from splitquant.errors import SourceError
 from splitquant.onnx.assembly import Assembly
-from splitquant.onnx.forms.options import OnnxForm, checked_embeddings, usual_spec
+from splitquant.onnx.forms.options import TABLES, OnnxForm, checked_embeddings, usual_spec
 from splitquant.onnx.graph.opset import inline_functions, raise_opset
 from splitquant.onnx.graph.scopes import Scope, open_scopes
 from splitquant.onnx.layers import NodeLayer, node_layers
 from splitquant.onnx.measure import OnnxCosts, measure_nodes
 from splitquant.onnx.plan import NodePlan, needed_opset, node_plans
-from splitquant.onnx.settle import layers_of_wide_scales
+from splitquant.onnx.settle import layers_of_wide_scales, suspected_of_wide_scales
 from splitquant.onnx.wire.destination import Destination
 from splitquant.onnx.wire.sink import Sink
 from splitquant.onnx.wire.source import Source
@@ -120,15 +120,24 @@ class OnnxJob:
             report = Report(assembly.outcomes(figures), notes=tuple(filter(None, notes)))
         return Converted(report, None if target is None else target.path, source.proto if target is None else None)
 
+    def foretold(self, resources: Resources) -> Report:
+        """The report of `apply` as far as it is known before; reads only weights that would get scales of float16."""
+        assembly, note = self._rewired_copy(resources.budget(len(self.layers)))
+        return Report(assembly.outcomes({}), notes=tuple(filter(None, (*self.notes, note))))
+
     def written_bytes(self, budget: MemoryBudget) -> int:
         """The bytes of all files that `convert` would write, exactly."""
+        return self._rewired_copy(budget)[0].written_bytes()
+
+    def _rewired_copy(self, budget: MemoryBudget) -> tuple[Assembly, str]:
+        """The model as it will be, without weights, and a note where its opset was raised; this one stays as it is."""
         source = self.source.copied()
         scopes = open_scopes(source)
         job = replace(self, source=source, scopes=scopes, layers=node_layers(scopes, self.storage))
-        plans, scopes, _ = job._raised(budget)  # noqa: SLF001 - it is a job of this very class
+        plans, scopes, note = job._raised(budget)  # noqa: SLF001 - it is a job of this very class
         assembly = Assembly(source, scopes, plans, Sink())
         assembly.rewire()
-        return assembly.written_bytes()
+        return assembly, note
 
     def _raised(self, budget: MemoryBudget) -> tuple[list[NodePlan], list[Scope], str]:
         """The model at the opset that its forms need, what becomes of its nodes then, and a note where it was raised."""
@@ -176,7 +185,8 @@ def prepare_model(
     recipe, goal = options.recipe(usual_spec), options.goal()
     if goal is None and options.plan_file is None:
         recipe = replace(recipe, spec=form.checked(recipe.spec))
-    recipe = replace(recipe, embeddings=checked_embeddings(recipe.embeddings))
+    if recipe.embeddings is not None:
+        checked_embeddings(recipe.embeddings)
     source = Source(model)
     try:
         notes = [_take_out_of_inputs(source.proto.graph)]
@@ -198,19 +208,30 @@ def _planned(  # noqa: PLR0913, PLR0917 - the second half of `prepare_model`
     advance: Callable[[int], None],
 ) -> OnnxJob:
     costs = OnnxCosts.of(job.source, job.scopes, job.layers, job.storage)
-    price = None if job.storage.format == "float" else costs.price
+    grows = job.storage.format == "float"
     layers = [found.layer for found in job.layers]
     more_names = [name for scope in job.scopes for name in scope.constants]
     if options.plan_file is not None:
         file = Path(options.plan_file)
-        return replace(job, plan=plan_from_dict(read_edited_json(file), layers, str(file), costs.price))
+        plan = plan_from_dict(read_edited_json(file), layers, str(file), costs.price, job.storage.checked_for)
+        return replace(job, plan=plan)
     if goal is None:
-        return replace(job, plan=decide(layers, recipe, price, what=_NODES, more_names=more_names))
-    base = decide(layers, goal.smallest(recipe), price, what=_NODES, more_names=more_names)
+        plan = decide(layers, recipe, costs.price, what=_NODES, more_names=more_names, may_grow=grows)
+        return replace(job, plan=plan)
     budget = resources.budget(len(layers))
-    measure = partial(measure_nodes, job.layers, budget, advance)
-    frontier = frontier_of(base, goal, recipe, costs, measure, job.source.label, costs.possible)
-    chosen = frontier.for_goal(goal)
+    goal = replace(goal, of_embeddings=TABLES)
+    wide = suspected_of_wide_scales(job.layers, budget)
+    told = advance
+    while True:
+        costs = replace(costs, wide=wide)
+        base = decide(layers, goal.smallest(recipe), costs.price, what=_NODES, more_names=more_names)
+        measure = partial(measure_nodes, job.layers, budget, told)
+        frontier = frontier_of(base, goal, recipe, costs, measure, job.source.label, costs.possible)
+        chosen = frontier.for_goal(goal)
+        more = layers_of_wide_scales(job.layers, chosen.plan, job.storage, budget, job.source.label) - wide
+        if not more:
+            break
+        wide, told = wide | more, lambda _: None
     job = replace(job, plan=chosen.plan, frontier=frontier, chosen=chosen)
     return job if goal.nbytes is None else _filled(job, goal.nbytes, budget)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from splitquant.core.spec import QuantSpec
 from splitquant.errors import SpecError, TensorError, tensor_error
 from splitquant.format.planes import geometry
 from splitquant.onnx.dtypes import converted, numpy_of
-from splitquant.onnx.forms.options import OnnxForm, checked_embeddings
+from splitquant.onnx.forms.form import Form
+from splitquant.onnx.forms.options import OnnxForm
 from splitquant.onnx.graph.operands import Operand
 from splitquant.onnx.graph.opset import opset_of, raise_opset
 from splitquant.onnx.graph.scopes import THROUGH, Scope
@@ -47,20 +49,22 @@ class OnnxCosts:
     Args:
         nodes: its layers, by name.
         storage: how weights are stored.
+        weights: those of the layers, each once.
         rest: the bytes of all that is neither graph nor weight of a layer.
         graph_bytes: the bytes of the graph without large weights, once it is raised to an opset.
         external: whether weights are external data, where each begins at a page.
         opset: of the model.
-        only_reader: names of the layers whose weight nobody else reads: it goes when they are converted.
+        wide: names of the layers whose scales float16 cannot hold.
     """
 
     nodes: Mapping[str, NodeLayer]
     storage: OnnxForm
+    weights: Sequence[SharedWeight]
     rest: int
     graph_bytes: Callable[[int], int]
     external: bool
     opset: int
-    only_reader: Collection[str]
+    wide: Collection[str] = ()
 
     @classmethod
     def of(cls, source: Source, scopes: Sequence[Scope], layers: Sequence[NodeLayer], storage: OnnxForm) -> OnnxCosts:
@@ -71,8 +75,8 @@ class OnnxCosts:
         outside = sum(
             _on_pages(t.nbytes) if external else t.nbytes for t in constants.values() if _is_stripped(source, t)
         )
-        owned = sum(found.layer.nbytes for found in layers if found.operand is not None and found.layer.tied_to is None)
-        rest = outside - owned + _SLACK_BYTES
+        weights = shared_weights(scopes, layers)
+        rest = outside - sum(weight.nbytes for weight in weights) + _SLACK_BYTES
 
         @cache
         def graph_bytes(opset: int) -> int:
@@ -80,29 +84,34 @@ class OnnxCosts:
             proto.CopyFrom(source.proto)
             return int(raise_opset(proto, opset, source.label)[0].ByteSize())
 
-        alone = _read_by_their_layers_alone(scopes, layers)
-        return cls(nodes, storage, rest, graph_bytes, external, opset_of(source.proto), alone)
+        return cls(nodes, storage, weights, rest, graph_bytes, external, opset_of(source.proto))
 
     def price(self, layer: Layer, spec: QuantSpec) -> int:
         """The bytes of all parts, in the form that the spec means here."""
-        form = planned_form(self.nodes[layer.name], spec, self.storage)[0]
+        form = self._form(layer, spec)
         return layer.nbytes if form is None else form.stored_bytes
 
     def possible(self, layer: Layer, spec: QuantSpec) -> bool:
         """Whether a layer can be stored by this very spec."""
         try:
-            checked_embeddings(spec) if layer.role == "embedding" else self.storage.checked(spec)
+            self.storage.checked_for(layer, spec)
         except SpecError:
             return False
-        form = planned_form(self.nodes[layer.name], spec, self.storage)[0]
+        form = self._form(layer, spec)
         return form is not None and form.spec == spec
 
     def beside(self, decision: Decision) -> int:
-        """The nodes and names that a converted layer needs, at most, and its weight where others read it too."""
+        """The nodes and names that a converted layer needs, at most, and its weight where what is no layer reads it too."""
+        elsewhere = (
+            decision.spec is not None and decision.layer.tied_to is None and decision.name in self._read_elsewhere
+        )
+        return self._words(decision) + (decision.layer.nbytes if elsewhere else 0)
+
+    def _words(self, decision: Decision) -> int:
         found = self.nodes[decision.name]
         if decision.spec is None or found.operand is None:
             return 0
-        form = planned_form(found, decision.spec, self.storage)[0]
+        form = self._form(found.layer, decision.spec)
         if form is None:
             return 0
         plan = NodePlan(found, decision, form, "")
@@ -115,15 +124,24 @@ class OnnxCosts:
         words += sum(_HEADER_BYTES + len(plan.weight_name) + len(piece.suffix) + 2 * len(_NAME) for piece in pieces)
         if self.external:
             words += sum(_on_pages(piece.nbytes) - piece.nbytes + len(_LOCATION) for piece in pieces)
-        return words + (0 if decision.name in self.only_reader else found.layer.nbytes)
+        return words
 
     def total(self, plan: Plan) -> int:
         """The bytes of the model file and of its external data, at most."""
-        forms = [
-            planned_form(self.nodes[d.name], d.spec, self.storage)[0] for d in plan.decisions if d.spec is not None
-        ]
-        opset = max((opset_for(form) for form in forms if form is not None), default=0)
-        return self.rest + self.graph_bytes(opset) + sum(d.stored_bytes + self.beside(d) for d in plan.decisions)
+        forms = {d.name: form for d in plan.quantized if (form := self._form(d.layer, d.spec)) is not None}
+        opset = max(map(opset_for, forms.values()), default=0)
+        parts = sum(d.stored_bytes + self._words(d) for d in plan.quantized if d.name in forms)
+        floats = sum(w.nbytes for w in self.weights if w.read_elsewhere or not all(name in forms for name in w.layers))
+        return self.rest + self.graph_bytes(opset) + parts + floats
+
+    @property
+    def _read_elsewhere(self) -> frozenset[str]:
+        return frozenset(name for weight in self.weights if weight.read_elsewhere for name in weight.layers)
+
+    def _form(self, layer: Layer, spec: QuantSpec | None) -> Form | None:
+        if spec is None:
+            return None
+        return planned_form(self.nodes[layer.name], spec, self.storage, wide=layer.owner in self.wide)[0]
 
 
 _LOCATION = "location, offset and length of a tensor in external data, as text" * 2
@@ -143,8 +161,23 @@ def _on_pages(nbytes: int) -> int:
     return nbytes if nbytes < LEAST_EXTERNAL else -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def _read_by_their_layers_alone(scopes: Sequence[Scope], layers: Sequence[NodeLayer]) -> frozenset[str]:  # noqa: C901 - one walk over names and nodes
-    """The layers that own a weight which only they, and those tied to them, read."""
+@dataclass(frozen=True, slots=True)
+class SharedWeight:
+    """A weight of layers.
+
+    Args:
+        nbytes: what it takes.
+        layers: the names of all layers that read it.
+        read_elsewhere: whether it is read by what is no layer too, or returned: it stays when they are converted.
+    """
+
+    nbytes: int
+    layers: tuple[str, ...]
+    read_elsewhere: bool
+
+
+def shared_weights(scopes: Sequence[Scope], layers: Sequence[NodeLayer]) -> tuple[SharedWeight, ...]:
+    """The weights of the layers, each once: in a model a table may be a head too, and graphs may share a weight."""
     readers: dict[str, list[NodeProto]] = {}
     returned: set[str] = set()
     for scope in scopes:
@@ -152,27 +185,35 @@ def _read_by_their_layers_alone(scopes: Sequence[Scope], layers: Sequence[NodeLa
         for node in scope.graph.node:
             for name in node.input:
                 readers.setdefault(name, []).append(node)
-    sharing: dict[str, list[NodeLayer]] = {}
+    sharing: dict[int, list[NodeLayer]] = {}
     for found in layers:
         if found.operand is not None:
-            sharing.setdefault(found.layer.owner, []).append(found)
-    alone = set()
-    for owner, group in sharing.items():
-        assert group[0].operand is not None
-        waiting, seen, ends = list(group[0].operand.weight.names), set[str](), set[int]()
-        while waiting:
-            name = waiting.pop()
-            if name in seen:
-                continue
-            seen.add(name)
-            for node in readers.get(name, ()):
-                if node.op_type in THROUGH:
-                    waiting += node.output
-                else:
-                    ends.add(id(node))
-        if not seen & returned and ends == {id(found.node) for found in group}:
-            alone.add(owner)
-    return frozenset(alone)
+            sharing.setdefault(id(found.operand.weight.tensor), []).append(found)
+
+    def weight(group: list[NodeLayer]) -> SharedWeight:
+        names, nodes = _read_through([o.weight.names for f in group if (o := f.operand) is not None], readers)
+        elsewhere = bool(names & returned) or nodes != {id(found.node) for found in group}
+        return SharedWeight(group[0].layer.nbytes, tuple(found.layer.name for found in group), elsewhere)
+
+    return tuple(weight(group) for group in sharing.values())
+
+
+def _read_through(
+    first: Iterable[Iterable[str]], readers: Mapping[str, Sequence[NodeProto]]
+) -> tuple[set[str], set[int]]:
+    """All names of a constant, and the nodes that read it, behind those that only pass it on."""
+    waiting, names, nodes = list(chain.from_iterable(first)), set[str](), set[int]()
+    while waiting:
+        name = waiting.pop()
+        if name in names:
+            continue
+        names.add(name)
+        for node in readers.get(name, ()):
+            if node.op_type in THROUGH:
+                waiting += node.output
+            else:
+                nodes.add(id(node))
+    return names, nodes
 
 
 def measure_nodes(

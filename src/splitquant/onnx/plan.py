@@ -17,7 +17,7 @@ from splitquant.onnx.graph.opset import ANY, INTEGER, dequantize_opset
 from splitquant.onnx.graph.scopes import THROUGH, Constant, Scope
 from splitquant.onnx.layers import NodeLayer, weight_name
 from splitquant.onnx.wire.stored import StoredTensor
-from splitquant.plan.decide import kept
+from splitquant.plan.decide import kept, why_not_smaller
 from splitquant.plan.plan import Decision, Plan
 from splitquant.report.outcome import Outcome
 
@@ -116,9 +116,18 @@ def _node_plan(found: NodeLayer, decision: Decision, storage: OnnxForm, *, wide:
     if decision.spec is None or found.operand is None:
         return NodePlan(found, decision, None, decision.reason)
     form, remark = planned_form(found, decision.spec, storage, wide=wide)
+    if form is not None and wide and _is_large_for_its_scales(found, decision.spec, storage, form):
+        why = why_not_smaller(form.stored_bytes, found.layer)
+        return NodePlan(found, kept(decision.layer, why), None, why)
     if form is None:
         return NodePlan(found, kept(decision.layer, remark), None, remark)
     return NodePlan(found, decision, form, "; ".join(filter(None, (decision.reason, remark))))
+
+
+def _is_large_for_its_scales(found: NodeLayer, spec: QuantSpec, storage: OnnxForm, form: Form) -> bool:
+    """Whether a weight would not get smaller, but would with scales of float16; otherwise it was asked for although it grows."""
+    narrow, _ = planned_form(found, spec, storage)
+    return narrow is not None and narrow.stored_bytes < found.layer.nbytes <= form.stored_bytes
 
 
 def planned_form(

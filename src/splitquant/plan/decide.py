@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 from splitquant.core.spec import EMBEDDING, QuantSpec
@@ -20,13 +20,14 @@ def plane_bytes(layer: Layer, spec: QuantSpec) -> int:
     return layer.weight(spec).nbytes
 
 
-def decide(
+def decide(  # noqa: PLR0913 - what an adapter brings
     layers: Iterable[Layer],
     recipe: Recipe,
     price: Price | None = plane_bytes,
     *,
     what: str = TENSORS,
     more_names: Sequence[str] = (),
+    may_grow: bool = False,
 ) -> Plan:
     """Decide about every layer.
 
@@ -41,19 +42,25 @@ def decide(
         price: what a layer takes by a spec; None: it is of no concern.
         what: what errors call the layers, and where their names can be seen.
         more_names: what patterns may name beside layers, in vain but without an error.
+        may_grow: whether what would not get smaller is quantized all the same.
 
     Raises:
         SpecError: for a pattern that finds nothing.
     """
     layers = tuple(layers)
-    names = dict.fromkeys(name for layer in layers for name in layer.names)
-    refuse_idle_patterns((*recipe.include, *recipe.exclude), [*names, *more_names], what)
-    return settled([_wanted(layer, recipe) for layer in layers], price)
+    names = dict.fromkeys((*(name for layer in layers for name in layer.names), *more_names))
+    refuse_idle_patterns((*recipe.include, *recipe.exclude), list(names), what)
+    return settled([_wanted(layer, recipe, names) for layer in layers], price, may_grow=may_grow)
 
 
 def kept(layer: Layer, reason: str) -> Decision:
     """A layer that stays as it is."""
     return Decision(layer, None, reason, layer.nbytes if layer.tied_to is None else 0)
+
+
+def why_not_smaller(nbytes: int, layer: Layer) -> str:
+    """The reason of what is kept since quantizing would not shrink it."""
+    return f"would not get smaller ({nbytes} bytes instead of {layer.nbytes})"
 
 
 def settled(wanted: Sequence[Decision], price: Price | None, *, may_grow: bool = False) -> Plan:
@@ -71,13 +78,13 @@ def settled(wanted: Sequence[Decision], price: Price | None, *, may_grow: bool =
     return Plan(tuple(decided[decision.name] for decision in wanted))
 
 
-def _wanted(layer: Layer, recipe: Recipe) -> Decision:
+def _wanted(layer: Layer, recipe: Recipe, known: Collection[str]) -> Decision:
     """What is to become of a layer, whatever it takes then (`stored_bytes` is still that of the source)."""
     if not layer.possible:
         return kept(layer, layer.kept_because)
-    asked = first_match(layer.names, recipe.include)
+    asked = first_match(layer.names, recipe.include, known)
     if asked is None:
-        barred = first_match(layer.names, recipe.exclude)
+        barred = first_match(layer.names, recipe.exclude, known)
         if barred is not None:
             return kept(layer, f"excluded by {barred!r}")
         if layer.kept_because:
@@ -91,16 +98,19 @@ def _wanted(layer: Layer, recipe: Recipe) -> Decision:
 
 
 def _alike(sharing: list[Decision]) -> list[Decision]:
-    """A weight that several layers share is quantized in all of them, alike, or in none; a table decides for the others."""
-    table = next((d for d in sharing if d.spec is not None and d.layer.role == "embedding"), None)
+    """A weight that several layers share is quantized in all of them, alike, or in none.
+
+    A table decides for the others, else the first of them: a plan file may say something else of each.
+    """
+    decides = next((d for d in sharing if d.spec is not None and d.layer.role == "embedding"), sharing[0])
     found = []
     for decision in sharing:
         other = next((d for d in sharing if d.spec is None or d.layer.axis != decision.layer.axis), None)
-        if decision.spec is None or (other is None and table is None):
+        if decision.spec is None:
             found.append(decision)
-        elif other is None and table is not None:
-            found.append(replace(decision, spec=table.spec))
-        elif other is not None:
+        elif other is None:
+            found.append(replace(decision, spec=decides.spec))
+        else:
             how = "kept" if other.spec is None else "laid out otherwise"
             found.append(kept(decision.layer, f"its weight is that of {other.name!r}, which is {how}"))
     return found
@@ -113,6 +123,5 @@ def _priced(sharing: list[Decision], price: Price | None, *, may_grow: bool) -> 
         return sharing
     nbytes = price(first.layer, first.spec)
     if nbytes >= first.layer.nbytes and not may_grow:
-        why = f"would not get smaller ({nbytes} bytes instead of {first.layer.nbytes})"
-        return [kept(decision.layer, why) for decision in sharing]
+        return [kept(decision.layer, why_not_smaller(nbytes, first.layer)) for decision in sharing]
     return [replace(first, stored_bytes=nbytes), *sharing[1:]]

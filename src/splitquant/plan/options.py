@@ -98,7 +98,8 @@ class PlanOptions:
             "weighting",
         )
         given = {name: getattr(self, name) for name in names}
-        return [name.replace("_", "-") for name, value in given.items() if value and value != usual.get(name)]
+        said = {name: value for name, value in given.items() if value != usual.get(name)}
+        return [name.replace("_", "-") for name, value in said.items() if value or name == "embeddings"]
 
     @property
     def by_size(self) -> bool:
@@ -118,7 +119,7 @@ class PlanOptions:
             target=self.target,
         )
 
-    def recipe(self, usual: Callable[..., QuantSpec] = QuantSpec) -> Recipe:
+    def recipe(self, usual: Callable[..., QuantSpec] = lambda **fixed: explicit_spec(fixed)) -> Recipe:
         """The recipe that is meant; by size its spec counts for nothing.
 
         Args:

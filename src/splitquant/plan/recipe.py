@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
@@ -32,14 +32,18 @@ def patterns(given: Sequence[str] | str) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def first_match(names: Sequence[str], given: Iterable[str]) -> str | None:
+def first_match(names: Sequence[str], given: Iterable[str], known: Collection[str] = ()) -> str | None:
     """The pattern that finds a tensor with these names: one that is a name itself, else the first glob that fits.
 
-    Exists because names may look like globs: exporters make such as `layers[0].weight`.
+    Exists because names may look like globs: exporters make such as `layers[0].weight`. A pattern that is one of the
+    `known` names of the model is that name and no glob.
     """
     given = tuple(given)
     exact = next((pattern for pattern in given if pattern in names), None)
-    return exact or next((pattern for pattern in given if any(fnmatchcase(name, pattern) for name in names)), None)
+    if exact is not None:  # "" is the name of a model that is itself one layer
+        return exact
+    globs = (pattern for pattern in given if pattern not in known)
+    return next((glob for glob in globs if any(fnmatchcase(name, glob) for name in names)), None)
 
 
 def refuse_idle_patterns(given: Iterable[str], names: Sequence[str], what: str) -> None:

@@ -8,11 +8,12 @@ Every layer is named that a plan quantizes or chose to keep; a layer that is not
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
+from splitquant.core.spec import QuantSpec
 from splitquant.errors import SpecError
 from splitquant.plan.decide import Price, kept, plane_bytes, settled
 from splitquant.plan.explicit import explicit_spec
@@ -34,8 +35,16 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
     return {"plan_version": PLAN_VERSION, "tensors": tensors}
 
 
+Check = Callable[[Layer, QuantSpec], QuantSpec]
+"""The spec of a layer as an adapter means it; SpecError for what it cannot store."""
+
+
 def plan_from_dict(
-    data: Mapping[str, Any], layers: Iterable[Layer], file: str, price: Price | None = plane_bytes
+    data: Mapping[str, Any],
+    layers: Iterable[Layer],
+    file: str,
+    price: Price | None = plane_bytes,
+    check: Check = lambda _, spec: spec,
 ) -> Plan:
     """The plan that a JSON form means for the layers of a model; SpecError, naming `file`, for what does not fit."""
     for key in data:
@@ -53,13 +62,13 @@ def plan_from_dict(
             near = get_close_matches(name, names, 1)
             raise SpecError(
                 f"{file}: names tensor {name!r}, which the model does not have"
-                + (f"; did you mean {near[0]!r}?" if near else "; see its tensors with: splitquant inspect")
+                + (f"; did you mean {near[0]!r}?" if near else "; a report and --dry-run -v list its names")
             )
-    wanted = [_wanted(layer, tensors.get(layer.name, "keep"), file) for layer in layers]
+    wanted = [_wanted(layer, tensors.get(layer.name, "keep"), file, check) for layer in layers]
     return settled(wanted, price, may_grow=True)
 
 
-def _wanted(layer: Layer, written: Any, file: str) -> Decision:
+def _wanted(layer: Layer, written: Any, file: str, check: Check) -> Decision:
     decision = kept(layer, layer.kept_because or _REASON)
     if written == "keep":
         return decision
@@ -69,6 +78,6 @@ def _wanted(layer: Layer, written: Any, file: str) -> Decision:
     if not layer.possible:
         raise SpecError(f'{where} cannot be quantized, {layer.kept_because}; write "keep" or leave it out')
     try:
-        return replace(decision, spec=explicit_spec(written), reason="")
+        return replace(decision, spec=check(layer, explicit_spec(written)), reason="")
     except (SpecError, TypeError) as error:
         raise SpecError(f"{where}: {error}") from None

@@ -30,18 +30,19 @@ def importances(measured: Sequence[Measured], weighting: Weighting) -> list[floa
 
 
 def _numbers(names: Sequence[tuple[str, ...]], numbers: Mapping[str, float]) -> list[float]:
+    known = frozenset(name for each in names for name in each)
     for pattern, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not _is_in_bounds(number):
             shown = "out of bounds" if isinstance(number, int) and abs(number) > _MOST else repr(number)
             raise SpecError(
                 f"the weighting of {pattern!r} is {shown}; expected 0, or a number from {_LEAST:g} to {_MOST:g}"
             )
-        if all(first_match(each, (pattern,)) is None for each in names):
+        if all(first_match(each, (pattern,), known) is None for each in names):
             raise SpecError(
                 f"the weighting names {pattern!r}, which is none of the {len(names)} tensors to choose for; "
-                "see their names with: splitquant inspect"
+                "a report and --dry-run -v list their names"
             )
-    matches = (first_match(each, numbers) for each in names)
+    matches = (first_match(each, numbers, known) for each in names)
     found = [1.0 if match is None else float(numbers[match]) for match in matches]
     largest = max(found, default=0.0) or 1.0
     return [number / largest for number in found]

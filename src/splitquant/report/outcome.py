@@ -78,7 +78,7 @@ class Outcome:
     def from_dict(cls, data: Mapping[str, Any]) -> Outcome:
         """Read the JSON form."""
         spec, figures = data["spec"], data["figures"]
-        if not isinstance(data.get("checksums", {}), dict) or not isinstance(data["shape"], list):
+        if not isinstance(data["checksums"], dict) or not isinstance(data["shape"], list):
             raise TypeError(f"tensor {data['name']!r} has no map of checksums or no list as its shape")
         if data["outcome"] not in get_args(Fate):
             raise ValueError(f"tensor {data['name']!r} has the outcome {data['outcome']!r}")

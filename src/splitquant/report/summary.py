@@ -18,8 +18,8 @@ class Row:
 
     @property
     def weights(self) -> int:
-        """How many numbers they have together."""
-        return sum(one.weights for one in self.outcomes)
+        """How many numbers they have together; those that layers share count once."""
+        return sum(one.weights for one in self.outcomes if one.source_bytes)
 
     @property
     def source_bytes(self) -> int:

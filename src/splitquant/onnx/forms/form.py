@@ -11,7 +11,7 @@ from onnx import TensorProto
 from splitquant.core.floats import Kind
 from splitquant.core.spec import QuantSpec
 from splitquant.onnx.dtypes import DATA_TYPE_OF, nbytes_of
-from splitquant.onnx.forms.options import OnnxForm
+from splitquant.onnx.forms.options import BLOCK_SIZE, INT8_ACTIVATIONS, OnnxForm
 from splitquant.onnx.graph.operands import Operand
 
 FormName = Literal["float", "QDQ", "Integer", "MatMulNBits", "Gather"]
@@ -179,10 +179,9 @@ def form_of(  # noqa: C901 - a flat list of what ONNX and its runtimes cannot do
             return None, "its scales are too small for float16, and MatMulNBits takes no others here"
         if not why_not:
             group = spec.granularity
-            block = group.size if group.kind == "group" else _block(operand, storage.block_size)
-            return Form(
-                "MatMulNBits", operand, spec, kind, stored_bits, block, DATA_TYPE_OF[kind], storage.accuracy_level
-            ), remark
+            level = INT8_ACTIVATIONS if storage.accuracy_level is None else storage.accuracy_level
+            block = group.size if group.kind == "group" else _block(operand, storage.block_size or BLOCK_SIZE)
+            return Form("MatMulNBits", operand, spec, kind, stored_bits, block, DATA_TYPE_OF[kind], level), remark
         remark = "; ".join(filter(None, (remark, why_not)))
     if storage.activations == "int8-tensor":
         why_not = _not_integer(operand)

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from splitquant.core.spec import QuantSpec
-from splitquant.core.strategies import facts_of
+from splitquant.core.strategies import Layout, facts_of
 from splitquant.errors import SpecError
 from splitquant.plan.explicit import explicit_spec
+from splitquant.plan.layers import Layer
 from splitquant.plan.targets import spec_for
 
 Format = Literal["float", "qdq", "matmulnbits"]
@@ -20,6 +21,9 @@ INT8_ACTIVATIONS = 4  # of the accuracy levels of MatMulNBits
 
 BLOCK_SIZE = 128
 
+TABLES = {"symmetric": True}
+"""What embeddings are always; see `checked_embeddings`."""
+
 
 def usual_spec(**fixed: Any) -> QuantSpec:
     """The spec of some fixed fields: where strategy and layout are open, what is best of integer layers, `linear-asym`.
@@ -27,10 +31,7 @@ def usual_spec(**fixed: Any) -> QuantSpec:
     Codes of 5 to 7 bits are stored as INT8 (`Form.stored_bits`), so there two parts would be no gain, and one is made.
     """
     if "strategy" in fixed or "layout" in fixed:
-        layout = (
-            "fused" if facts_of(fixed.get("strategy")).free_levels else "parallel"
-        )  # whoever stores it says why it cannot be
-        return explicit_spec(fixed, layout=layout)
+        return explicit_spec(fixed, layout=_layout_for(fixed.get("strategy")))
     if fixed.get("bits") in (5, 6, 7):
         fixed = {"clusters": 1, **fixed}
     return spec_for("linear-asym", **fixed)
@@ -40,10 +41,12 @@ def split_spec(target: str | None, **fixed: Any) -> QuantSpec:
     """The spec of a split whose float parts another tool quantizes: the target's, or that of the fixed fields."""
     if target is not None:
         return spec_for(target, refit=True, **fixed)
-    layout = (
-        "fused" if facts_of(fixed.get("strategy")).free_levels else "parallel"
-    )  # whoever splits says why there are no such parts
-    return explicit_spec({"polish": False, **fixed}, layout=layout)
+    return explicit_spec({"polish": False, **fixed}, layout=_layout_for(fixed.get("strategy")))
+
+
+def _layout_for(strategy: object) -> Layout:
+    """Integer layers; of free levels, which have no other layout, `fused`: `OnnxForm.checked` says why those cannot be stored."""
+    return "fused" if facts_of(strategy).free_levels else "parallel"
 
 
 DEFAULT_SPEC = usual_spec()
@@ -60,8 +63,8 @@ class OnnxForm:
     Args:
         format: `float` (split only), `qdq` (DequantizeLinear in standard operators), `matmulnbits` (ONNX Runtime's operator
             for MatMul and Gemm, QDQ for the rest).
-        block_size: of MatMulNBits, for granularity tensor and channel.
-        accuracy_level: of MatMulNBits (4: int8 activations, the fast kernels; 1: float32 activations).
+        block_size: of MatMulNBits, for granularity tensor and channel; None: `BLOCK_SIZE`.
+        accuracy_level: of MatMulNBits (4: int8 activations, the fast kernels; 1: float32 activations); None: 4.
         full_range: of residual float parts with symmetric grids: the quantizer to come uses all codes (a step of absmax / 8
             at 4 bits, with a signed scale), not the narrow range (absmax / 7).
         activations: what is multiplied with the weights; None: floats (and in MatMulNBits what `accuracy_level` says).
@@ -76,32 +79,38 @@ class OnnxForm:
     """
 
     format: Format = "qdq"
-    block_size: int = BLOCK_SIZE
-    accuracy_level: int = INT8_ACTIVATIONS
+    block_size: int | None = None
+    accuracy_level: int | None = None
     full_range: bool = False
     activations: Activations | None = None
 
     def __post_init__(self) -> None:
         if self.format not in ("float", *FORMATS):
             raise SpecError(f"format is {self.format!r}; expected one of {', '.join(FORMATS)}")
-        if not _is_block(self.block_size):
+        if self.block_size is not None and not _is_block(self.block_size):
             raise SpecError(f"block_size is {self.block_size}; expected a power of two from 16 to 256")
-        if self.accuracy_level not in range(5):
+        if self.accuracy_level not in (None, *range(5)):
             raise SpecError(f"accuracy_level is {self.accuracy_level}; expected 0 to 4")
-        if self.format != "matmulnbits" and (self.block_size, self.accuracy_level) != (BLOCK_SIZE, INT8_ACTIVATIONS):
+        given = {"block_size": self.block_size, "accuracy_level": self.accuracy_level}
+        said = " and ".join(f"{name} {value}" for name, value in given.items() if value is not None)
+        if self.format != "matmulnbits" and said:
             raise SpecError(
-                f"block_size {self.block_size} and accuracy_level {self.accuracy_level} in the format {self.format}; they are "
-                "of matmulnbits (--format matmulnbits): leave them out, or set a granularity"
+                f"{said} in the format {self.format}; they are of matmulnbits (--format matmulnbits): leave them out, or "
+                "set a granularity"
             )
         if self.activations is None:
             return
         if self.format != _FORMAT_OF.get(self.activations):
             takes = ", ".join(f"{name} in the format {form}" for name, form in _FORMAT_OF.items())
             raise SpecError(f"activations is {self.activations!r} in the format {self.format}; ONNX takes {takes}")
-        if self.activations == "int8-token-sym" and self.accuracy_level != INT8_ACTIVATIONS:
+        if self.activations == "int8-token-sym" and self.accuracy_level not in (None, INT8_ACTIVATIONS):
             raise SpecError(
                 f"activations is int8-token-sym with accuracy_level {self.accuracy_level}; that is {INT8_ACTIVATIONS}: leave it out"
             )
+
+    def checked_for(self, layer: Layer, spec: QuantSpec) -> QuantSpec:
+        """The spec of a layer as it is meant here; SpecError for what cannot be stored."""
+        return checked_embeddings(spec) if layer.role == "embedding" else self.checked(spec)
 
     def checked(self, spec: QuantSpec) -> QuantSpec:
         """The spec of linear and convolution weights as it is meant here; SpecError for what cannot be stored."""
@@ -133,11 +142,11 @@ class OnnxForm:
         return spec
 
 
-def checked_embeddings(spec: QuantSpec | None) -> QuantSpec | None:
+def checked_embeddings(spec: QuantSpec) -> QuantSpec:
     """The spec of tables that Gather reads; SpecError for what cannot be stored."""
-    if spec is not None and not (spec.clusters == 1 and spec.symmetric):
+    if not (spec.clusters == 1 and spec.symmetric):
         raise SpecError(f"embeddings is {spec}; expected a plain symmetric spec, such as 8 bits per channel")
-    if spec is not None and spec.granularity.kind == "group":
+    if spec.granularity.kind == "group":
         raise SpecError(f"embeddings is {spec}; expected granularity channel or tensor")
     return spec
 
