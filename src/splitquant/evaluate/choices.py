@@ -12,8 +12,8 @@ import numpy as np
 from splitquant.errors import SourceError, SpecError
 from splitquant.evaluate.model import LanguageModel
 from splitquant.evaluate.questions import FORMS, Form, Question, read_questions
-from splitquant.evaluate.run import PLAIN, Run, by_number
-from splitquant.evaluate.scoring import Asked, log_likelihoods
+from splitquant.evaluate.run import PLAIN, Run
+from splitquant.evaluate.scoring import SPREAD, Asked, log_likelihoods
 from splitquant.evaluate.statistics import Estimate, kept_finite, mean
 
 
@@ -110,7 +110,7 @@ def choices(  # noqa: PLR0913 - what is asked, and how
         (model.fingerprint, [(one.context, one.answers) for one in put]),
         sorted(range(len(put)), key=lambda i: (-len(put[i].context), -put[i].longest)),
         lambda some: log_likelihoods(model, [put[i] for i in some]),
-        lambda left: _of_one_length(left, put, run.batch),
+        lambda left: _of_near_lengths(left, put, run.batch),
     )
     return Choices(
         model.name,
@@ -122,11 +122,16 @@ def choices(  # noqa: PLR0913 - what is asked, and how
     )
 
 
-def _of_one_length(left: Sequence[int], put: Sequence[Asked], batch: int) -> Iterator[Sequence[int]]:
-    """Batches of questions whose contexts have one length, so that they are read together without filling up."""
-    lengths = dict.fromkeys(len(put[i].context) for i in left)
-    for length in lengths:
-        yield from by_number([i for i in left if len(put[i].context) == length], batch)
+def _of_near_lengths(left: Sequence[int], put: Sequence[Asked], batch: int) -> Iterator[Sequence[int]]:
+    """Batches of questions, the longest first, whose contexts are near enough in length to be read together."""
+    some: list[int] = []
+    for i in left:
+        if some and (len(some) == batch or len(put[some[0]].context) - len(put[i].context) > SPREAD):
+            yield some
+            some = []
+        some.append(i)
+    if some:
+        yield some
 
 
 def tokens_of(model: LanguageModel, question: Question, form: Form) -> Asked:

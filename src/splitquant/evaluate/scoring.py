@@ -11,6 +11,8 @@ import numpy as np
 from splitquant.evaluate.model import LanguageModel, padded
 
 Ids = tuple[int, ...]
+SPREAD = 4
+"""By how many tokens contexts may differ that are read together: so much of each is read again for every continuation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +31,16 @@ class Asked:
 def log_likelihoods(model: LanguageModel, asked: Sequence[Asked]) -> list[list[float]]:
     """Ln p of every continuation, given its context.
 
-    Where the contexts have one length and the model can go on from a repeated cache, they are read once; first tokens are
-    foreseen from there, and only what follows them is read for each continuation. Else every whole is read.
+    Where the contexts have about one length and the model can go on from a repeated cache, as much as the shortest has is read
+    once of each; what follows is read for each continuation. Else every whole is read.
 
     Args:
         model: see `open_language_model`.
         asked: contexts of at least one token, with continuations of at least one token.
     """
     longest = max(one.longest for one in asked)
-    alike = len({len(one.context) for one in asked}) == 1
-    if alike and longest <= model.longest_shared and model.shares_prefixes:
+    lengths = [len(one.context) for one in asked]
+    if max(lengths) - min(lengths) <= SPREAD and longest <= model.longest_shared and model.shares_prefixes:
         return _from_shared(model, asked)
     return _from_wholes(model, asked)
 
@@ -46,18 +48,21 @@ def log_likelihoods(model: LanguageModel, asked: Sequence[Asked]) -> list[list[f
 def _from_shared(model: LanguageModel, asked: Sequence[Asked]) -> list[list[float]]:
     import torch  # noqa: PLC0415 - an extra, brought by whoever made the model
 
-    on = max(len(answer) for one in asked for answer in one.answers) > 1
-    cache = model.cache() if on else None
-    hidden = model.features(torch.tensor([one.context for one in asked]), cache)
-    pairs = [(row, answer) for row, one in enumerate(asked) for answer in one.answers]
-    rows, targets = np.asarray([row for row, _ in pairs]), np.asarray([answer[0] for _, answer in pairs])
-    totals = model.log_probs(hidden[:, -1], rows, targets)
-    longer = [i for i, (_, answer) in enumerate(pairs) if len(answer) > 1]
+    shared = min(len(one.context) for one in asked)
+    # Of every continuation: its question, what is read of it after the shared part, and how many tokens of that are its own.
+    tails = [(row, one.context[shared:] + own, len(own)) for row, one in enumerate(asked) for own in one.answers]
+    longer = [i for i, (_, tail, _) in enumerate(tails) if len(tail) > 1]
+    cache = model.cache() if longer else None
+    hidden = model.features(torch.tensor([one.context[:shared] for one in asked]), cache)[:, -1]
+    totals = np.zeros(len(tails))
+    if at_once := [i for i, (_, tail, own) in enumerate(tails) if len(tail) == own]:  # foreseen from the shared part
+        rows, places = np.unique([tails[i][0] for i in at_once], return_inverse=True)
+        totals[at_once] = model.log_probs(hidden[rows], places, np.asarray([tails[i][1][0] for i in at_once]))
     if cache is not None:
-        cache.batch_select_indices(torch.from_numpy(rows[longer]))
-        rest = [pairs[i][1] for i in longer]
-        more = model.features(padded([answer[:-1] for answer in rest]), cache)
-        totals[longer] += _sums(model, more, [(0, answer[1:]) for answer in rest])
+        cache.batch_select_indices(torch.tensor([tails[i][0] for i in longer]))
+        more = model.features(padded([tails[i][1][:-1] for i in longer]), cache)
+        rest = [(tail, min(own, len(tail) - 1)) for _, tail, own in (tails[i] for i in longer)]
+        totals[longer] += _sums(model, more, [(len(tail) - 1 - own, tail[-own:]) for tail, own in rest])
     return _by_question(asked, totals.tolist())
 
 
