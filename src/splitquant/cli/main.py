@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from splitquant.cli.dequantize import dequantize
+from splitquant.cli.evaluate import evaluate
 from splitquant.cli.inspect import inspect
 from splitquant.cli.quantize import quantize
 from splitquant.cli.signals import exit_code_of
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (quantize, split, inspect, verify, dequantize):
+for verb in (quantize, split, inspect, verify, dequantize, evaluate):
     app.command()(verb)
 
 

@@ -73,6 +73,37 @@ def _byte_progress(title: str, total: int, *, quiet: bool) -> Iterator[Callable[
         yield lambda nbytes: progress.advance(task, nbytes)
 
 
+@contextmanager
+def count_progress(*, quiet: bool, after: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Bars of tasks with time left, on a terminal only; yields what to tell a task, what is done of it and what there is.
+
+    after: what an interrupted run leaves.
+    """
+    try:
+        yield from _count_progress(quiet=quiet)
+    except KeyboardInterrupt:
+        raise InterruptedByUserError(f"interrupted; {after}") from None
+
+
+def _count_progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    if quiet or not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as progress:
+        tasks: dict[tuple[str, int], Any] = {}
+
+        def tell(name: str, done: int, total: int) -> None:
+            if (name, total) not in tasks or progress.tasks[tasks[name, total]].finished:
+                tasks[name, total] = progress.add_task(name, total=total)
+            progress.update(tasks[name, total], completed=done)
+
+        yield tell
+
+
 def check_json_target(target: Path | None, *taken: Path) -> None:
     """Refuse a place for a JSON result that cannot be written, or that is one of those taken, before any work is done."""
     if target is None or str(target) == "-":
