@@ -110,7 +110,9 @@ class OnnxJob:
             if out_path is not None:
                 if all(plan.form is None for plan in plans):
                     raise SourceError(_nothing_to_do(source.label, plans))
-                target = stack.enter_context(Destination(out_path, source.paths, force=resources.force))
+                target = stack.enter_context(
+                    Destination(out_path, source.paths, force=resources.force, durable=resources.durable)
+                )
             assembly.rewire()
             notes.append(assembly.open(target))
             figures = assembly.encode(budget, advance)
