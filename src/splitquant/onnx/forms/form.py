@@ -11,7 +11,7 @@ from onnx import TensorProto
 from splitquant.core.floats import Kind
 from splitquant.core.spec import QuantSpec
 from splitquant.onnx.dtypes import DATA_TYPE_OF, nbytes_of
-from splitquant.onnx.forms.options import BLOCK_SIZE, INT8_ACTIVATIONS, OnnxForm
+from splitquant.onnx.forms.options import BLOCK_SIZE, FLOAT_ACTIVATIONS, INT8_ACTIVATIONS, OnnxForm
 from splitquant.onnx.graph.operands import Operand
 
 FormName = Literal["float", "QDQ", "Integer", "MatMulNBits", "Gather"]
@@ -179,7 +179,8 @@ def form_of(  # noqa: C901 - a flat list of what ONNX and its runtimes cannot do
             return None, "its scales are too small for float16, and MatMulNBits takes no others here"
         if not why_not:
             group = spec.granularity
-            level = INT8_ACTIVATIONS if storage.accuracy_level is None else storage.accuracy_level
+            level, said = _level(kind, storage)
+            remark = "; ".join(filter(None, (remark, said)))
             block = group.size if group.kind == "group" else _block(operand, storage.block_size or BLOCK_SIZE)
             return Form("MatMulNBits", operand, spec, kind, stored_bits, block, DATA_TYPE_OF[kind], level), remark
         remark = "; ".join(filter(None, (remark, why_not)))
@@ -199,6 +200,24 @@ def form_of(  # noqa: C901 - a flat list of what ONNX and its runtimes cannot do
         remark = "; ".join(filter(None, (remark, "its scales are too small for float16: float32 and a Cast")))
     scale_type = TensorProto.FLOAT16 if half else TensorProto.FLOAT
     return Form("QDQ", operand, spec, kind, stored_bits, 0, scale_type), remark
+
+
+def _level(kind: Kind, storage: OnnxForm) -> tuple[int, str]:
+    """The accuracy_level of MatMulNBits, and a remark where it is the one of INT8 activations for a float16 weight.
+
+    ONNX Runtime 1.32 computes zeros then where a session optimises less than it does by default.
+    """
+    asked = storage.accuracy_level
+    if asked is None and storage.activations is not None:
+        asked = INT8_ACTIVATIONS
+    if kind != "fp16":
+        return INT8_ACTIVATIONS if asked is None else asked, ""
+    if asked != INT8_ACTIVATIONS:
+        return FLOAT_ACTIVATIONS if asked is None else asked, ""
+    return (
+        asked,
+        "with float16 the INT8 activations of ONNX Runtime are wrong unless all graph optimisations are enabled",
+    )
 
 
 def _embedding(operand: Operand, kind: Kind, spec: QuantSpec) -> tuple[Form, str]:

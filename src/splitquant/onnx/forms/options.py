@@ -17,7 +17,7 @@ FORMATS = ("qdq", "matmulnbits")
 Activations = Literal["int8-tensor", "int8-token-sym"]
 _FORMAT_OF: dict[str, str] = {"int8-tensor": "qdq", "int8-token-sym": "matmulnbits"}
 
-INT8_ACTIVATIONS = 4  # of the accuracy levels of MatMulNBits
+INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 1  # of the accuracy levels of MatMulNBits
 
 BLOCK_SIZE = 128
 
@@ -65,7 +65,8 @@ class OnnxForm:
         format: `float` (split only), `qdq` (DequantizeLinear in standard operators), `matmulnbits` (ONNX Runtime's operator
             for MatMul and Gemm, QDQ for the rest).
         block_size: of MatMulNBits, for granularity tensor and channel; None: `BLOCK_SIZE`.
-        accuracy_level: of MatMulNBits (4: int8 activations, the fast kernels; 1: float32 activations); None: 4.
+        accuracy_level: of MatMulNBits (4: int8 activations, the fast kernels; 1: float activations); None: 4, and 1 for
+            weights of float16, see `form.form_of`.
         full_range: of residual float parts with symmetric grids: the quantizer to come uses all codes (a step of absmax / 8
             at 4 bits, with a signed scale), not the narrow range (absmax / 7).
         activations: what is multiplied with the weights; None: floats (and in MatMulNBits what `accuracy_level` says).
