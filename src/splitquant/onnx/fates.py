@@ -10,8 +10,8 @@ import onnx
 
 from splitquant.onnx.dtypes import LOW_BIT
 from splitquant.onnx.forms.options import INT8_ACTIVATIONS
+from splitquant.onnx.graph.operands import MICROSOFT
 from splitquant.onnx.graph.scopes import subgraphs
-from splitquant.onnx.rewrite import MICROSOFT
 
 # Products of integers: the standard operators, and what ONNX Runtime makes of them.
 _INTEGER = ("MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")

@@ -12,12 +12,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import onnx
-from onnx import GraphProto, ModelProto
+from onnx import ModelProto
 
 from splitquant.errors import SourceError
 from splitquant.onnx.assembly import Assembly
 from splitquant.onnx.forms.options import TABLES, OnnxForm, checked_embeddings, usual_spec
-from splitquant.onnx.graph.opset import inline_functions, raise_opset
+from splitquant.onnx.graph.opset import FIRST_WITH_DEFAULTS, inline_functions, raise_opset
 from splitquant.onnx.graph.scopes import Scope, open_scopes
 from splitquant.onnx.layers import NodeLayer, node_layers
 from splitquant.onnx.measure import OnnxCosts, measure_nodes
@@ -111,7 +111,7 @@ class OnnxJob:
                 if all(plan.form is None for plan in plans):
                     raise SourceError(_nothing_to_do(source.label, plans))
                 target = stack.enter_context(Destination(out_path, source.paths, force=resources.force))
-            assembly.rewire()
+            notes.append(assembly.rewire())
             notes.append(assembly.open(target))
             figures = assembly.encode(budget, advance)
             assembly.finish()
@@ -180,7 +180,7 @@ def prepare_model(
         checked_embeddings(recipe.embeddings)
     source = Source(model)
     try:
-        notes = [_take_out_of_inputs(source.proto.graph)]
+        notes = [_take_out_of_inputs(source.proto)]
         source.proto, note = inline_functions(source.proto, source.label)
         scopes = open_scopes(source)
         job = OnnxJob(source, scopes, node_layers(scopes, form), form, Plan(()), (*notes, note))
@@ -268,8 +268,14 @@ def _nothing_to_do(label: str, plans: Sequence[NodePlan]) -> str:
     return f"{label}: holds nothing to convert ({found}), and nothing was written; use the model as it is"
 
 
-def _take_out_of_inputs(graph: GraphProto) -> str:
-    """Old exporters list initializers among the inputs too: they are constants, and no caller gives them."""
+def _take_out_of_inputs(model: ModelProto) -> str:
+    """Before IR version 4 all initializers are among the inputs, and are constants all the same.
+
+    Later versions mean by it that a caller may give another value: see `Assembly.rewire`.
+    """
+    if model.ir_version >= FIRST_WITH_DEFAULTS:
+        return ""
+    graph = model.graph
     constants = {proto.name for proto in graph.initializer}
     listed = [value for value in graph.input if value.name in constants]
     for value in listed:

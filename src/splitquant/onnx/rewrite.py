@@ -12,12 +12,11 @@ from typing import Any
 from onnx import NodeProto, TensorProto, helper
 
 from splitquant.onnx.dtypes import DATA_TYPE_OF
-from splitquant.onnx.graph.operands import integer, real
+from splitquant.onnx.graph.operands import MICROSOFT, integer, real
 from splitquant.onnx.integer import integer_terms
 from splitquant.onnx.plan import NodePlan, PartNames
 
 Names = Callable[[str], str]
-MICROSOFT = "com.microsoft"
 _OPTIONAL_BIAS = 11  # the first opset in which a Gemm needs no bias
 _BROADCAST_SUM = 8  # the first in which the terms of a Sum may have different shapes
 

@@ -9,9 +9,20 @@ from typing import Literal
 from onnx import NodeProto
 
 from splitquant.errors import SourceError
+from splitquant.onnx.dtypes import LOW_BIT
 from splitquant.onnx.graph.scopes import STANDARD, Constant, Scope
 
+MICROSOFT = "com.microsoft"
 _LEAST_INPUTS = 2
+_QUANTIZED = "the weight is quantized already; use the float model it was made from"
+_OF_CODES = frozenset(
+    {
+        *("MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv"),
+        *("MatMulNBits", "MatMulBnb4", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"),
+        *("GatherBlockQuantized", "QAttention", "QGemm", "QMoE", "QEmbedLayerNormalization"),
+    }
+)
+"""Operators whose weights are integers: those of ONNX, then those of ONNX Runtime."""
 
 OperandKind = Literal["matmul", "gemm", "conv", "conv_transpose", "embedding"]
 
@@ -47,6 +58,8 @@ Found = Operand | NoOperand | None
 
 def operand_of(node: NodeProto, scope: Scope) -> Found:
     """The weight of a node, or why a node of a handled operator has none, or None for all other operators."""
+    if (node.domain in STANDARD or node.domain == MICROSOFT) and node.op_type in _OF_CODES:
+        return NoOperand(_QUANTIZED)
     if node.domain not in STANDARD or node.op_type not in _FINDERS:
         return None
     if len(node.input) < _LEAST_INPUTS or not all(node.input[:_LEAST_INPUTS]) or len(node.output) != 1:
@@ -108,7 +121,7 @@ def _gather(node: NodeProto, scope: Scope) -> Found:
     if table is None:
         return None  # it takes from activations: no weight, nothing to say
     if table.kinds is None:
-        return None  # shapes and indices
+        return NoOperand(_QUANTIZED) if table.data_type in LOW_BIT else None  # shapes and indices
     if len(table.shape) != 2 or integer(node, "axis", 0) != 0:
         return NoOperand("not rows of a 2-D table")
     return Operand("embedding", 0, table, 0, 1)
@@ -119,7 +132,7 @@ def _quantized(node: NodeProto, scope: Scope) -> NoOperand | None:
     for name in node.input[:_LEAST_INPUTS]:
         producer = scope.producers.get(name)
         if producer is not None and producer.op_type == "DequantizeLinear" and scope.constant(producer.input[0]):
-            return NoOperand("the weight is quantized already; use the float model it was made from")
+            return NoOperand(_QUANTIZED)
     return None
 
 

@@ -26,6 +26,7 @@ _Described = ModelProto | GraphProto | NodeProto | TensorProto | ValueInfoProto
 _QDQ: dict[int, int] = {TensorProto.INT2: 25, TensorProto.UINT2: 25, TensorProto.INT4: 21, TensorProto.UINT4: 21}
 MOST_NODES = 1_000_000  # that local functions may expand to
 PER_AXIS, HALF_SCALE, BLOCKED, ANY = 13, 19, 21, 1
+FIRST_WITH_DEFAULTS = 4  # IR version: initializers among the inputs are defaults that a caller may replace
 INTEGER = 11  # the first with DynamicQuantizeLinear
 
 
@@ -133,7 +134,9 @@ def raise_opset(model: ModelProto, needed: int, label: str) -> tuple[ModelProto,
     found = opset_of(model)
     if found >= needed:
         return model, ""
-    model.ir_version = max(model.ir_version, 4)  # before, the converter wants initializers among the inputs
+    model.ir_version = max(
+        model.ir_version, FIRST_WITH_DEFAULTS
+    )  # before, the converter wants initializers among the inputs
     try:
         raised: ModelProto = version_converter.convert_version(model, needed)
     except Exception as error:  # the converter raises whatever its C++ side throws
@@ -196,4 +199,4 @@ def least_ir_version(model: ModelProto) -> int:
     """The IR version that the opsets of a model ask for, and 4 at least, where initializers need not be inputs."""
     standard = [entry for entry in model.opset_import if entry.domain in STANDARD]
     needed = helper.find_min_ir_version_for(standard, ignore_unknown=True) if standard else 4
-    return max(model.ir_version, needed, 4)
+    return max(model.ir_version, needed, FIRST_WITH_DEFAULTS)
