@@ -13,6 +13,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from splitquant.onnx.dtypes import DATA_TYPE_OF
 from splitquant.onnx.graph.operands import MICROSOFT, integer, real
+from splitquant.onnx.graph.words import copy_words
 from splitquant.onnx.integer import integer_terms
 from splitquant.onnx.plan import NodePlan, PartNames
 
@@ -26,6 +27,12 @@ def branches(plan: NodePlan, parts: Sequence[PartNames], fresh: Names, opset: in
 
     fresh: turns a name into one that the model does not have yet. opset: of the model, for what older ones lack.
     """
+    nodes = _branches(plan, parts, fresh, opset)
+    copy_words(plan.node, nodes[-1])
+    return nodes
+
+
+def _branches(plan: NodePlan, parts: Sequence[PartNames], fresh: Names, opset: int) -> list[NodeProto]:
     form = plan.form
     assert form is not None
     if form.name == "Gather":

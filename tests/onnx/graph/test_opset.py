@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -22,6 +23,7 @@ from builders.onnx_models import (
 )
 from splitquant import QuantSpec
 from splitquant.errors import SourceError
+from splitquant.onnx.graph.opset import raise_opset
 
 
 def test_opset_is_raised_as_far_as_needed():
@@ -171,3 +173,88 @@ def test_functions_that_expand(tmp_path):
     assert len(sqo.split(_nested(2)).model.graph.node) > 100
     refused_source(written(tmp_path, _nested(8)), "its local functions expand to [0-9]+ nodes")
     refused_source(written(tmp_path, _nested(0)), "call themselves")
+
+
+def _of_images(op_type, opset, **attributes):
+    """A convolution, and then an operator that takes its output and more."""
+    more = {"scales": np.array([1, 1, 2, 3], np.float32)} if "scales" not in attributes else {}
+    nodes = [helper.make_node("Conv", ["x", "W"], ["h"]), helper.make_node(op_type, ["h", *more], ["y"], **attributes)]
+    made = model(
+        nodes, [value("x", [1, 4, 6, 6])], [value("y", list("nchw"))], {"W": heavy((6, 4, 3, 3)), **more}, opset=opset
+    )
+    made.ir_version = 7
+    return made
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        _of_images("Upsample", 7, mode="linear", scales=[1.0, 1.0, 2.0, 3.0]),
+        _of_images("Upsample", 7, mode="nearest", scales=[1.0, 1.0, 2.0, 3.0]),
+        _of_images("Upsample", 9, mode="linear"),
+        _of_images("Upsample", 9, mode="nearest"),
+        _of_images("Resize", 10, mode="linear"),
+        _of_images("Resize", 10, mode="nearest"),
+    ],
+    ids=["upsample-7-linear", "upsample-7", "upsample-9-linear", "upsample-9", "resize-10-linear", "resize-10"],
+)
+def test_resizing_means_the_same_in_a_later_opset(made):
+    """Pixels were counted from the corner before opset 11, and still are."""
+    for bits in (4, 2):
+        raised, note = raise_opset(_copy(made), 21 if bits == 4 else 25, "model")
+        assert note
+        near(made, _Held(raised), {"x": heavy((1, 4, 6, 6), 1)}, least=90)
+
+
+def test_group_norms_of_opset_18_mean_the_same():
+    """A scale and a bias for each group become those of its channels, with open shapes and inside a branch."""
+    more = {"s": heavy((3,), 1) + 1, "b": heavy((3,), 2)}
+    norm = helper.make_node("GroupNormalization", ["h", "s", "b"], ["y"], num_groups=3)
+    conv = helper.make_node("Conv", ["x", "W"], ["h"])
+    inputs, outputs = [value("x", ["b", 4, "h", "w"])], [value("y", list("nchw"))]
+    made = model([conv, norm], inputs, outputs, {"W": heavy((6, 4, 3, 3)), **more}, opset=18)
+    feeds = {"x": heavy((2, 4, 6, 5), 3)}
+    near(made, _Held(raise_opset(_copy(made), 21, "model")[0]), feeds, least=90)
+    near(made, sqo.quantize(made, include=["W"]), feeds, least=15)
+
+
+class _Held:
+    """A model where a conversion is expected."""
+
+    def __init__(self, proto):
+        self.model = proto
+
+
+def _copy(proto):
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    return made
+
+
+@pytest.mark.parametrize("form", ["qdq", "matmulnbits"])
+def test_what_a_model_says_of_itself_survives(form):
+    """Comments, metadata, producer and annotations of ranges, whether the opset is raised or not."""
+    made = matmul(opset=13)
+    made.producer_name, made.producer_version, made.model_version = "a tool", "3", 7
+    made.domain = "org.example"
+    for one in (made, made.graph, made.graph.node[0], made.graph.input[0], made.graph.output[0]):
+        one.doc_string = "said"
+        one.metadata_props.add(key="k", value="v")
+    made.graph.quantization_annotation.add(tensor_name="x").quant_parameter_tensor_names.add(
+        key="SCALE_TENSOR", value="s"
+    )
+    made.graph.quantization_annotation.add(tensor_name="W").quant_parameter_tensor_names.add(
+        key="SCALE_TENSOR", value="s"
+    )
+    made.graph.initializer.append(numpy_helper.from_array(np.float32(2), "s"))
+    done = sqo.quantize(made, format=form).model
+    assert (done.producer_name, done.producer_version, done.model_version, done.domain) == (
+        "a tool",
+        "3",
+        7,
+        "org.example",
+    )
+    for one in (done, done.graph, done.graph.node[-1], done.graph.input[0], done.graph.output[0]):
+        assert one.doc_string == "said"
+        assert [(entry.key, entry.value) for entry in one.metadata_props] == [("k", "v")]
+    assert [one.tensor_name for one in done.graph.quantization_annotation] == ["x"]

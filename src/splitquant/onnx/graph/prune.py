@@ -1,4 +1,4 @@
-"""What nobody reads any more once the weights are in parts: their initializers and the nodes they went through."""
+"""What nobody reads any more once the weights are in parts: their initializers, the nodes they went through, what is said of them."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ def prune(scopes: Sequence[Scope], replaced: set[str]) -> None:
         stale = [value for value in scope.graph.value_info if value.name in candidates and value.name not in made]
         for value in stale:
             scope.graph.value_info.remove(value)
+        held = {proto.name for proto in scope.graph.initializer} | made
+        gone = [a for a in scope.graph.quantization_annotation if a.tensor_name in candidates - held]
+        for annotation in gone:
+            scope.graph.quantization_annotation.remove(annotation)
 
 
 def _read(graph: GraphProto) -> list[str]:
