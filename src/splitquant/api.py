@@ -73,6 +73,10 @@ class Job(Protocol):
         """Where the plan was chosen by size: the plan with its figures."""
         ...
 
+    def foretold(self, resources: Resources) -> Report:
+        """The report of `apply` as far as it is known before: without figures and checksums."""
+        ...
+
     def apply(self, destination: Path, resources: Resources, advance: Advance = ...) -> Report:
         """Write the result."""
         ...
@@ -156,7 +160,7 @@ def prepare(
     Raises:
         SpecError, SourceError, TensorError: see `splitquant.errors`.
     """
-    of_onnx = {name: options[name] for name in _OF_ONNX if name in options}  # type: ignore[literal-required]
+    of_onnx = {name: options[name] for name in _OF_ONNX if options.get(name) is not None}  # type: ignore[literal-required]
     asked = {name: value for name, value in options.items() if name not in _OF_ONNX}
     plan_file, weighting = asked.pop("plan", None), asked.get("weighting", "energy")
     if isinstance(weighting, str) and weighting not in ("energy", "relative"):

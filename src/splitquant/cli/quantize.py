@@ -174,7 +174,7 @@ def quantize(
     if plot is not None and not by_size:
         raise SpecError("--plot needs --target-bits or --target-size")
     run = Conversion(
-        "quantized", source, output, max_memory, threads, force, dry_run, json_file, save_plan, plot, quiet, verbose
+        "quantizing", source, output, max_memory, threads, force, dry_run, json_file, save_plan, plot, quiet, verbose
     )
     run.check()
     given: dict[str, Any] = {name: value for name, value in of_onnx.items() if value is not None}

@@ -79,7 +79,7 @@ def split(
         spec=split_spec(target, **fixed), embeddings=None, include=tuple(include or ()), exclude=tuple(exclude or ())
     )
     run = Conversion(
-        "split", source, output, max_memory, threads, force, dry_run, json_file, None, None, quiet, verbose
+        "splitting", source, output, max_memory, threads, force, dry_run, json_file, None, None, quiet, verbose
     )
     run.check()
     run.go(

@@ -41,10 +41,13 @@ class Map(Protocol):
 class Windows:
     """A matrix whose rows are loaded window by window.
 
-    ranges: the rows of each window, in order. load: gives their weights, `[rows, cols]` in the dtype of a kind, which nobody
-        uses any more when the same thread loads again.
-    map: shares the windows between threads. passed: is told the rows of a window whenever a pass is done with them.
-    scales: the row_scales of all rows, where they are known; else every pass computes those of a window.
+    Args:
+        ranges: the rows of each window, in order.
+        load: reads the weights of some rows, `[rows, cols]` in the dtype of a kind. They hold until the same thread loads again:
+            its buffer is then overwritten.
+        map: shares the windows between threads.
+        passed: is told the rows of a window whenever a pass is done with them.
+        scales: the row_scales of all rows, where they are known; else every pass computes those of a window.
     """
 
     ranges: Sequence[range]

@@ -120,15 +120,24 @@ class OnnxJob:
             report = Report(assembly.outcomes(figures), notes=tuple(filter(None, notes)))
         return Converted(report, None if target is None else target.path, source.proto if target is None else None)
 
+    def foretold(self, resources: Resources) -> Report:
+        """The report of `apply` as far as it is known before; reads only weights that would get scales of float16."""
+        assembly, note = self._rewired_copy(resources.budget(len(self.layers)))
+        return Report(assembly.outcomes({}), notes=tuple(filter(None, (*self.notes, note))))
+
     def written_bytes(self, budget: MemoryBudget) -> int:
         """The bytes of all files that `convert` would write, exactly."""
+        return self._rewired_copy(budget)[0].written_bytes()
+
+    def _rewired_copy(self, budget: MemoryBudget) -> tuple[Assembly, str]:
+        """The model as it will be, without weights, and a note where its opset was raised; this one stays as it is."""
         source = self.source.copied()
         scopes = open_scopes(source)
         job = replace(self, source=source, scopes=scopes, layers=node_layers(scopes, self.storage))
-        plans, scopes, _ = job._raised(budget)  # noqa: SLF001 - it is a job of this very class
+        plans, scopes, note = job._raised(budget)  # noqa: SLF001 - it is a job of this very class
         assembly = Assembly(source, scopes, plans, Sink())
         assembly.rewire()
-        return assembly.written_bytes()
+        return assembly, note
 
     def _raised(self, budget: MemoryBudget) -> tuple[list[NodePlan], list[Scope], str]:
         """The model at the opset that its forms need, what becomes of its nodes then, and a note where it was raised."""

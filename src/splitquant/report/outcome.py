@@ -217,10 +217,9 @@ def outcome_of(
     )
 
 
-def planned_report(plan: Plan, done: Fate = "quantized") -> Report:
-    """A plan in the form of a report: outcomes without figures; `done` is what becomes of what is not kept."""
-    outcomes = (outcome_of(decision) for decision in plan.decisions)
-    return Report(tuple(replace(one, outcome=done) if one.outcome != "kept" else one for one in outcomes))
+def planned_report(plan: Plan) -> Report:
+    """A plan in the form of a report: outcomes without figures."""
+    return Report(tuple(outcome_of(decision) for decision in plan.decisions))
 
 
 def merged_figures(outcomes: Iterable[Outcome]) -> ErrorFigures:

@@ -100,6 +100,8 @@ def quantize(  # noqa: PLR0913 - the options of a public function
     if spec is not None:
         _check_spec(spec)
     grid = None if activations is None else DynamicInt8.parse(activations)
+    if embeddings is None and options.get("plan_file") is not None:
+        embeddings = "auto"  # None is what is usual here, and nothing that was said beside the plan
     asked = PlanOptions(spec=spec, embeddings=embeddings, include=include, exclude=exclude, **options)
     return _convert(
         own_copy(model, inplace=inplace),

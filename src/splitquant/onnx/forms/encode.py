@@ -78,7 +78,9 @@ def _residual(form: Form, matrix: Windows) -> Residual | None:
     """How float parts are rounded where they are residual."""
     if form.name != "float" or not form.spec.facts.additive:
         return None
-    return Residual.surveyed(form.spec, form.kind, partial(map, matrix.load, matrix.ranges), full_range=form.full_range)
+    return Residual.with_ranges(
+        form.spec, form.kind, partial(map, matrix.load, matrix.ranges), full_range=form.full_range
+    )
 
 
 def _windows(form: Form, budget: MemoryBudget) -> Windows:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from splitquant.core.spec import QuantSpec
-from splitquant.core.strategies import facts_of
+from splitquant.core.strategies import Layout, facts_of
 from splitquant.errors import SpecError
 from splitquant.plan.explicit import explicit_spec
 from splitquant.plan.layers import Layer
@@ -31,10 +31,7 @@ def usual_spec(**fixed: Any) -> QuantSpec:
     Codes of 5 to 7 bits are stored as INT8 (`Form.stored_bits`), so there two parts would be no gain, and one is made.
     """
     if "strategy" in fixed or "layout" in fixed:
-        layout = (
-            "fused" if facts_of(fixed.get("strategy")).free_levels else "parallel"
-        )  # whoever stores it says why it cannot be
-        return explicit_spec(fixed, layout=layout)
+        return explicit_spec(fixed, layout=_layout_for(fixed.get("strategy")))
     if fixed.get("bits") in (5, 6, 7):
         fixed = {"clusters": 1, **fixed}
     return spec_for("linear-asym", **fixed)
@@ -44,10 +41,12 @@ def split_spec(target: str | None, **fixed: Any) -> QuantSpec:
     """The spec of a split whose float parts another tool quantizes: the target's, or that of the fixed fields."""
     if target is not None:
         return spec_for(target, refit=True, **fixed)
-    layout = (
-        "fused" if facts_of(fixed.get("strategy")).free_levels else "parallel"
-    )  # whoever splits says why there are no such parts
-    return explicit_spec({"polish": False, **fixed}, layout=layout)
+    return explicit_spec({"polish": False, **fixed}, layout=_layout_for(fixed.get("strategy")))
+
+
+def _layout_for(strategy: object) -> Layout:
+    """Integer layers; of free levels, which have no other layout, `fused`: `OnnxForm.checked` says why those cannot be stored."""
+    return "fused" if facts_of(strategy).free_levels else "parallel"
 
 
 DEFAULT_SPEC = usual_spec()
