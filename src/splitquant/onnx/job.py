@@ -22,6 +22,7 @@ from splitquant.onnx.graph.scopes import Scope, open_scopes
 from splitquant.onnx.layers import NodeLayer, node_layers
 from splitquant.onnx.measure import OnnxCosts, measure_nodes
 from splitquant.onnx.plan import NodePlan, needed_opset, node_plans
+from splitquant.onnx.raised import check_raised
 from splitquant.onnx.settle import layers_of_wide_scales, suspected_of_wide_scales
 from splitquant.onnx.wire.destination import Destination
 from splitquant.onnx.wire.sink import Sink
@@ -98,12 +99,16 @@ class OnnxJob:
             advance: told the bytes of weights that are done, from any thread.
 
         Raises:
-            SourceError: where there is nothing to convert, or the model cannot be raised to the opset it needs.
+            SourceError: where there is nothing to convert, or the model cannot be raised to the opset it needs, or does not do
+                the same there (which is looked at where onnxruntime is installed).
             TensorError, DestinationError: on an error nothing is written.
         """
         source, budget = self.source, resources.budget(len(self.layers))
+        before = source.copied()
         plans, scopes, note = self._raised(budget)
         notes = [*self.notes, note]
+        if note:
+            notes.append(check_raised(before, source, resources.max_memory_bytes))
         with ExitStack() as stack:
             assembly = Assembly(source, scopes, plans, stack.enter_context(Sink()))
             target = None
@@ -136,8 +141,7 @@ class OnnxJob:
         job = replace(self, source=source, scopes=scopes, layers=node_layers(scopes, self.storage))
         plans, scopes, note = job._raised(budget)  # noqa: SLF001 - it is a job of this very class
         assembly = Assembly(source, scopes, plans, Sink())
-        assembly.rewire()
-        return assembly, note
+        return assembly, "; ".join(filter(None, (note, assembly.rewire())))
 
     def _raised(self, budget: MemoryBudget) -> tuple[list[NodePlan], list[Scope], str]:
         """The model at the opset that its forms need, what becomes of its nodes then, and a note where it was raised."""

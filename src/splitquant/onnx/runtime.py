@@ -1,4 +1,4 @@
-"""ONNX Runtime, where it is installed: sessions and runs, with errors that say what to do."""
+"""ONNX Runtime, where it is installed: sessions, runs and inputs that fit, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import ModelProto
 
 from splitquant.errors import MissingExtraError, SourceError
-from splitquant.onnx.feeds import Feeds
+from splitquant.onnx.feeds import Feeds, generated, ways
 
 Model = ModelProto | str | Path
 
@@ -79,3 +80,26 @@ def graph_at(path: Path) -> ModelProto:
 def label_of(model: Model) -> str:
     """What errors call a model."""
     return "the model in memory" if isinstance(model, ModelProto) else str(model)
+
+
+def made_up(session: Any, graph: ModelProto, sets: int, sizes: Mapping[str, int] | None = None) -> list[Feeds]:
+    """Sets of made-up inputs that a model runs with and makes numbers of, in the first of the ways to make them up.
+
+    Raises SourceError, as ONNX Runtime said it at first, where there is no such way.
+    """
+    first: SourceError | None = None
+    usual: list[Feeds] | None = None
+    for way in ways(graph, sizes):
+        feeds = [generated(graph, seed, sizes, way) for seed in range(sets)]
+        try:
+            outputs = run(session, feeds[0])
+        except SourceError as error:
+            first = first or error
+            continue
+        if all(np.size(one) for one in outputs if isinstance(one, np.ndarray)):
+            return feeds
+        usual = usual or feeds
+    if usual is not None:
+        return usual
+    assert first is not None
+    raise first

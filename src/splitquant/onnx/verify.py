@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
@@ -19,8 +18,8 @@ from splitquant.errors import SourceError, SpecError, VerifyError
 from splitquant.onnx.compare import OutputMatch, compared
 from splitquant.onnx.explained import explained
 from splitquant.onnx.fates import branches_of, fates_of, operators
-from splitquant.onnx.feeds import Feeds, check_given, generated, ways
-from splitquant.onnx.runtime import graph_at, run, session_of
+from splitquant.onnx.feeds import Feeds, check_given
+from splitquant.onnx.runtime import graph_at, made_up, session_of
 
 Model = ModelProto | str | Path
 _RUNS = 3  # sets of generated inputs
@@ -250,26 +249,3 @@ def _feeds(
         return made_up(before, graph, _RUNS, sizes)
     sets = [inputs] if isinstance(inputs, Mapping) else list(inputs)
     return [check_given(graph, one) for one in sets]
-
-
-def made_up(session: Any, graph: ModelProto, sets: int, sizes: Mapping[str, int] | None = None) -> list[Feeds]:
-    """Sets of made-up inputs that a model runs with and makes numbers of, in the first of the ways to make them up.
-
-    Raises SourceError, as ONNX Runtime said it at first, where there is no such way.
-    """
-    first: SourceError | None = None
-    usual: list[Feeds] | None = None
-    for way in ways(graph, sizes):
-        feeds = [generated(graph, seed, sizes, way) for seed in range(sets)]
-        try:
-            outputs = run(session, feeds[0])
-        except SourceError as error:
-            first = first or error
-            continue
-        if all(np.size(one) for one in outputs if isinstance(one, np.ndarray)):
-            return feeds
-        usual = usual or feeds
-    if usual is not None:
-        return usual
-    assert first is not None
-    raise first
