@@ -18,7 +18,7 @@ from splitquant.onnx.graph.opset import least_ir_version, opset_of
 from splitquant.onnx.graph.prune import prune
 from splitquant.onnx.graph.scopes import Scope, value_of
 from splitquant.onnx.plan import NodePlan, PartNames, consumers_of, kept_in_functions, kept_sparse, kept_weights
-from splitquant.onnx.rewrite import branches
+from splitquant.onnx.rewrite import branches, joined
 from splitquant.onnx.wire.destination import Destination
 from splitquant.onnx.wire.sink import Place, Sink
 from splitquant.onnx.wire.skeleton import LARGEST_FILE
@@ -70,7 +70,9 @@ class Assembly:
                 continue
             if plan.key not in self._units:
                 self._units[plan.key] = self._unit(plan)
-            replacement[id(plan.node)] = branches(plan, self._units[plan.key].names, self._fresh, opset)
+            nodes = branches(plan, self._units[plan.key].names, self._fresh, opset)
+            before = replacement.get(id(plan.node))
+            replacement[id(plan.node)] = nodes if before is None else joined(before, nodes, plan.form.operand.slot)
         replaced = {name for plan in self._plans if plan.form and plan.weight for name in plan.weight.names}
         for scope in self._scopes:
             _put_in_place(scope.graph, replacement)

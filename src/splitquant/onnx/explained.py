@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from splitquant.onnx.graph.filled import filled, weight_bytes
-from splitquant.onnx.graph.operands import Operand, integer, operand_of
+from splitquant.onnx.graph.fold import fold_weights
+from splitquant.onnx.graph.operands import Operand, integer, operands_of
 from splitquant.onnx.graph.opset import inline_functions
 from splitquant.onnx.graph.scopes import open_scopes, subgraphs
 from splitquant.onnx.layers import weight_name
@@ -37,14 +38,15 @@ def explained(model: Model, out: Model) -> ModelProto | None:
         return None
     with Source(model) as source:
         source.proto, _ = inline_functions(source.proto, source.label)
+        fold_weights(source)
         scopes = open_scopes(source)
         if weight_bytes(scopes) > _MOST_BYTES:
             return None
         replaced: list[tuple[NodeProto, int, str]] = []
         made: dict[str, NDArray[np.float32]] = {}
         for scope in scopes:
-            for node in scope.graph.node:
-                operand = operand_of(node, scope)
+            weights = [(node, operand) for node in scope.graph.node for operand in operands_of(node, scope)]
+            for node, operand in weights:
                 if not isinstance(operand, Operand) or operand.weight.kinds is None:
                     continue
                 base = weight_name(operand.weight, node.name or node.output[0])

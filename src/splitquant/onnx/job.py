@@ -17,6 +17,7 @@ from onnx import ModelProto
 from splitquant.errors import SourceError
 from splitquant.onnx.assembly import Assembly
 from splitquant.onnx.forms.options import TABLES, OnnxForm, checked_embeddings, usual_spec
+from splitquant.onnx.graph.fold import fold_weights
 from splitquant.onnx.graph.opset import FIRST_WITH_DEFAULTS, inline_functions, raise_opset
 from splitquant.onnx.graph.scopes import Scope, open_scopes
 from splitquant.onnx.layers import NodeLayer, node_layers
@@ -195,8 +196,9 @@ def prepare_model(
     try:
         notes = [_take_out_of_inputs(source.proto)]
         source.proto, note = inline_functions(source.proto, source.label)
+        notes += [note, fold_weights(source)]
         scopes = open_scopes(source)
-        job = OnnxJob(source, scopes, node_layers(scopes, form), form, Plan(()), (*notes, note))
+        job = OnnxJob(source, scopes, node_layers(scopes, form), form, Plan(()), tuple(notes))
         return _planned(job, options, recipe, goal, resources, advance)
     except BaseException:
         source.files.close()

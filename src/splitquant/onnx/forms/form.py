@@ -232,6 +232,8 @@ def _embedding(operand: Operand, kind: Kind, spec: QuantSpec) -> tuple[Form, str
 def _not_integer(operand: Operand) -> str:
     if operand.kind == "conv_transpose":
         return "ONNX has no integer ConvTranspose"
+    if operand.kind == "recurrent":
+        return "ONNX has no integer recurrent layers"
     return "" if operand.slot == 1 else "the weight is the first input"
 
 

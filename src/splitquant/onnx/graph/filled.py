@@ -27,6 +27,13 @@ def filled(source: Source) -> ModelProto:
     return other.proto
 
 
+def bytes_of(tensor: StoredTensor) -> bytes:
+    """All bytes of a tensor."""
+    data = np.empty(tensor.nbytes, np.uint8)
+    tensor.read_into(data, 0)
+    return data.tobytes()
+
+
 def weight_bytes(scopes: list[Scope]) -> int:
     """What the constants of some graphs take."""
     return sum({id(t): t.nbytes for scope in scopes for t in scope.constants.values()}.values())
@@ -35,8 +42,6 @@ def weight_bytes(scopes: list[Scope]) -> int:
 def _fill(proto: TensorProto, tensor: StoredTensor) -> None:
     if not (is_stripped(proto) or proto.data_location == TensorProto.EXTERNAL):
         return
-    data = np.empty(tensor.nbytes, np.uint8)
-    tensor.read_into(data, 0)
     proto.ClearField("external_data")
     proto.ClearField("data_location")
-    proto.raw_data = data.tobytes()
+    proto.raw_data = bytes_of(tensor)
