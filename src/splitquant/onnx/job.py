@@ -184,7 +184,7 @@ def prepare_model(
     Raises:
         SourceError, SpecError, TensorError: see `splitquant.errors`.
     """
-    form = OnnxForm(**storage)
+    form = OnnxForm(**storage, target=options.target)
     if options.by_size and options.target is None:
         options = replace(options, target=USUAL_TARGET)
     recipe, goal = options.recipe(usual_spec), options.goal()
