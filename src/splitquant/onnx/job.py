@@ -22,7 +22,7 @@ from splitquant.onnx.graph.opset import FIRST_WITH_DEFAULTS, inline_functions, r
 from splitquant.onnx.graph.scopes import Scope, open_scopes
 from splitquant.onnx.layers import NodeLayer, node_layers
 from splitquant.onnx.measure import OnnxCosts, measure_nodes
-from splitquant.onnx.plan import NodePlan, needed_opset, node_plans
+from splitquant.onnx.plan import NodePlan, needed_opset, node_plans, slow_convolutions
 from splitquant.onnx.raised import check_raised
 from splitquant.onnx.settle import layers_of_wide_scales, suspected_of_wide_scales
 from splitquant.onnx.wire.destination import Destination
@@ -117,8 +117,7 @@ class OnnxJob:
                 if all(plan.form is None for plan in plans):
                     raise SourceError(_nothing_to_do(source.label, plans))
                 target = stack.enter_context(Destination(out_path, source.paths, force=resources.force))
-            notes.append(assembly.rewire())
-            notes.append(assembly.open(target))
+            notes += [assembly.rewire(), assembly.open(target), slow_convolutions(plans)]
             figures = assembly.encode(budget, advance)
             assembly.finish()
             if target is not None:
@@ -128,21 +127,21 @@ class OnnxJob:
 
     def foretold(self, resources: Resources) -> Report:
         """The report of `apply` as far as it is known before; reads only weights that would get scales of float16."""
-        assembly, note = self._rewired_copy(resources.budget(len(self.layers)))
-        return Report(assembly.outcomes({}), notes=tuple(filter(None, (*self.notes, note))))
+        assembly, notes = self._rewired_copy(resources.budget(len(self.layers)))
+        return Report(assembly.outcomes({}), notes=tuple(filter(None, (*self.notes, *notes))))
 
     def written_bytes(self, budget: MemoryBudget) -> int:
         """The bytes of all files that `convert` would write, exactly."""
         return self._rewired_copy(budget)[0].written_bytes()
 
-    def _rewired_copy(self, budget: MemoryBudget) -> tuple[Assembly, str]:
-        """The model as it will be, without weights, and a note where its opset was raised; this one stays as it is."""
+    def _rewired_copy(self, budget: MemoryBudget) -> tuple[Assembly, list[str]]:
+        """The model as it will be, without weights, and notes on it; this one stays as it is."""
         source = self.source.copied()
         scopes = open_scopes(source)
         job = replace(self, source=source, scopes=scopes, layers=node_layers(scopes, self.storage))
         plans, scopes, note = job._raised(budget)  # noqa: SLF001 - it is a job of this very class
         assembly = Assembly(source, scopes, plans, Sink())
-        return assembly, "; ".join(filter(None, (note, assembly.rewire())))
+        return assembly, [note, assembly.rewire(), slow_convolutions(plans)]
 
     def _raised(self, budget: MemoryBudget) -> tuple[list[NodePlan], list[Scope], str]:
         """The model at the opset that its forms need, what becomes of its nodes then, and a note where it was raised."""

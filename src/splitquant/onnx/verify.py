@@ -19,6 +19,8 @@ from splitquant.onnx.compare import OutputMatch, compared
 from splitquant.onnx.explained import explained
 from splitquant.onnx.fates import branches_of, fates_of, operators
 from splitquant.onnx.feeds import Feeds, check_given
+from splitquant.onnx.graph.operands import RECURRENT
+from splitquant.onnx.plan import FOLDED_AT_LOAD
 from splitquant.onnx.runtime import graph_at, made_up, session_of
 
 Model = ModelProto | str | Path
@@ -26,8 +28,7 @@ _RUNS = 3  # sets of generated inputs
 SURE_DB = 20.0
 MARGIN_DB = 10.0
 _LOUD_DB = 10.0
-FOLDED_CONVOLUTIONS = "session.disable_quant_qdq"
-_CONVOLUTIONS = ("Conv", "ConvTranspose", "FusedConv")
+_SLOW = ("Conv", "ConvTranspose", "FusedConv", *RECURRENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,14 +188,14 @@ def _judged(outputs: Iterable[OutputMatch], floats: set[str], label: str) -> lis
 
 
 def _slow_convolutions(found: ModelProto) -> list[str]:
-    """Convolutions whose weights the optimised graph still dequantizes."""
+    """Convolutions and recurrent layers whose weights the optimised graph still dequantizes."""
     made = {name for node in found.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
-    slow = [n for n in found.graph.node if n.op_type in _CONVOLUTIONS and len(n.input) > 1 and n.input[1] in made]
+    slow = [n for n in found.graph.node if n.op_type in _SLOW and len(n.input) > 1 and n.input[1] in made]
     if not slow:
         return []
     said = (
-        f"{len(slow)} convolutions dequantize their weights in every run, and are slower than float ones: with the session "
-        f'entry {FOLDED_CONVOLUTIONS} = "1" ONNX Runtime does so once, when it loads the model'
+        f"{len(slow)} convolutions or recurrent layers dequantize their weights in every run, and are slower than float ones: with the session "
+        f'entry {FOLDED_AT_LOAD} = "1" ONNX Runtime does so once, when it loads the model'
     )
     return [said]
 
