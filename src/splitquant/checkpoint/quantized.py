@@ -22,6 +22,7 @@ from splitquant.format.weight import Weight
 from splitquant.report.outcome import REPORT_NAME, Outcome, Report
 from splitquant.storage.files import SourceFile
 from splitquant.storage.json_file import read_json
+from splitquant.storage.memory import MIB
 
 MAX_DIMENSIONS = 8
 
@@ -82,8 +83,8 @@ class QuantizedFolder:
         """The report that was written with the folder; SourceError where it is missing or damaged."""
         path = self.folder.path / REPORT_NAME
         try:
-            return Report.from_dict(read_json(path))
-        except (KeyError, TypeError, ValueError) as error:
+            return Report.from_dict(read_json(path, 256 * MIB))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise SourceError(f"{path}: is not a report of this version ({error}); quantize the model again") from error
 
     def rows(self, name: str, index: int, first: int, last: int) -> SplitTensor:

@@ -32,6 +32,7 @@ class Conversion:
     max_memory: str
     threads: int
     force: bool
+    durable: bool
     dry_run: bool
     json_file: Path | None
     save_plan: Path | None
@@ -53,7 +54,7 @@ class Conversion:
 
     def go(self, prepare: Prepare, *, strict: bool = False, by_size: bool = False) -> None:
         """Do it; `by_size`: weights are measured before."""
-        resources = Resources.of(self.max_memory, self.threads, force=self.force)
+        resources = Resources.of(self.max_memory, self.threads, force=self.force, durable=self.durable)
         if by_size:
             with byte_progress("measuring", source_bytes(self.source), quiet=self.quiet) as advance:
                 job = prepare(resources, advance)

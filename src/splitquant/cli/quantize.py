@@ -13,6 +13,7 @@ from splitquant.cli.arguments import (
     Force,
     Json,
     MaxMemory,
+    NoFsync,
     OnnxActivations,
     OnnxFormat,
     Output,
@@ -132,6 +133,7 @@ def quantize(
     ] = False,
     json_file: Json = None,
     force: Force = False,
+    no_fsync: NoFsync = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -174,7 +176,19 @@ def quantize(
     if plot is not None and not by_size:
         raise SpecError("--plot needs --target-bits or --target-size")
     run = Conversion(
-        "quantizing", source, output, max_memory, threads, force, dry_run, json_file, save_plan, plot, quiet, verbose
+        "quantizing",
+        source,
+        output,
+        max_memory,
+        threads,
+        force,
+        not no_fsync,
+        dry_run,
+        json_file,
+        save_plan,
+        plot,
+        quiet,
+        verbose,
     )
     run.check()
     given: dict[str, Any] = {name: value for name, value in of_onnx.items() if value is not None}

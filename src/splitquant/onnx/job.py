@@ -116,7 +116,9 @@ class OnnxJob:
             if out_path is not None:
                 if all(plan.form is None for plan in plans):
                     raise SourceError(_nothing_to_do(source.label, plans))
-                target = stack.enter_context(Destination(out_path, source.paths, force=resources.force))
+                target = stack.enter_context(
+                    Destination(out_path, source.paths, force=resources.force, durable=resources.durable)
+                )
             notes += [assembly.rewire(), assembly.open(target), slow_convolutions(plans)]
             figures = assembly.encode(budget, advance)
             assembly.finish()

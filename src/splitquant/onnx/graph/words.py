@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 
 _Described = ModelProto | GraphProto | NodeProto | TensorProto | ValueInfoProto
@@ -11,22 +13,26 @@ def copy_words(old: _Described, new: _Described) -> None:
     """Give a node, a value or a tensor the comment and the metadata of what it was made from."""
     del new.metadata_props[:]
     new.metadata_props.extend(old.metadata_props)
-    if old.HasField("doc_string"):
-        new.doc_string = old.doc_string
+    _copy_text(old, new, "doc_string")
+
+
+def _copy_text(old: _Described, new: _Described, *fields: str) -> None:
+    for field in fields:
+        if old.HasField(field):
+            with suppress(UnicodeDecodeError):  # Latin-1, which protobuf passes on whole messages of, and no fields
+                setattr(new, field, getattr(old, field))
 
 
 def restore_words(old: ModelProto, new: ModelProto) -> None:
     """Give a model that the converter made all that the one before said."""
     copy_words(old, new)
-    for field in ("producer_name", "producer_version", "domain", "model_version"):
-        if old.HasField(field):
-            setattr(new, field, getattr(old, field))
+    _copy_text(old, new, "producer_name", "producer_version", "domain", "model_version")
     _restore(old.graph, new.graph)
 
 
 def _restore(old: GraphProto, new: GraphProto) -> None:
     copy_words(old, new)
-    new.name = old.name
+    _copy_text(old, new, "name")
     del new.quantization_annotation[:]
     new.quantization_annotation.extend(old.quantization_annotation)
     values = {value.name: value for value in (*old.input, *old.output, *old.value_info)}
