@@ -117,7 +117,10 @@ def quantize(
     ] = None,
     accuracy_level: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Of matmulnbits: 4 computes in int8 (fast), 1 in float32. [default: 4]"),
+        typer.Option(
+            metavar="N",
+            help="Of matmulnbits: 4 computes in int8 (fast), 1 in float. [default: 4; of float16 weights 1]",
+        ),
     ] = None,
     activations: Annotated[
         OnnxActivations | None,

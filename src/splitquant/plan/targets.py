@@ -144,7 +144,7 @@ _TARGETS = (
     Target("linear-sym", "integer layers with a scale", dict.fromkeys(_WIDTHS, _ANY), symmetric=True, narrow=True),
     Target("codebook", "indices into a table of floats", dict.fromkeys(_WIDTHS, _ANY), codebook=True),
     Target("onnxruntime", "ONNX Runtime on a CPU", dict.fromkeys((2, 4, 8), (*_ROWS, *_BLOCKS)), own="group:128"),
-    Target("openvino", "OpenVINO on a CPU", {4: _ANY, 8: _ROWS}, own="group:128"),
+    Target("openvino", "OpenVINO on a CPU", {4: (*_ROWS, *_BLOCKS), 8: _ROWS}, own="group:128"),
     Target("intel-npu", "OpenVINO on an Intel NPU", {4: ("channel", "group:128"), 8: ("channel",)}, symmetric=True),
     Target("coreml", "Core ML palettes", dict.fromkeys((2, 3, 4, 6, 8), ("tensor", "channel")), codebook=True),
     Target("litert", "LiteRT (TensorFlow Lite)", dict.fromkeys((4, 8), (*_ROWS, *_BLOCKS[1:])), symmetric=True),
