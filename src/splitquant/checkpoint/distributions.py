@@ -1,0 +1,225 @@
+"""The distributions of a float folder's tensors and of what a quantized folder made of them, read in windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from splitquant.checkpoint.folder import Folder
+from splitquant.checkpoint.quantized import QuantizedFolder
+from splitquant.checkpoint.source_rows import SourceRows
+from splitquant.core.arrays import F32, U8
+from splitquant.core.bars import NO_BARS, Bars
+from splitquant.core.floats import to_float32
+from splitquant.core.rows import spread
+from splitquant.core.split import SplitTensor
+from splitquant.errors import VerifyError
+from splitquant.format.dtypes import DTYPE_OF_KIND, DTYPES
+from splitquant.format.planes import geometry
+from splitquant.report.distribution import Axis, Distribution, GridPicture, Segment
+from splitquant.storage.memory import MemoryBudget
+
+_AT_ONCE = 1 << 18  # weights: what is computed of them then stays in the cache
+_BYTES_PER_WEIGHT = 64
+_ROUNDING = 1e-6  # of a scaled value: that of one multiplication in float32
+
+
+def distributions(
+    folder: Folder, quantized: QuantizedFolder, budget: MemoryBudget, advance: Callable[[int], None] = lambda _: None
+) -> Iterator[tuple[str, Distribution]]:
+    """The distribution of every float tensor, in the order of the source.
+
+    Args:
+        folder: the source.
+        quantized: what was made of it.
+        budget: of memory and threads.
+        advance: told source bytes that are done, from any thread.
+
+    Raises:
+        VerifyError: where the two are not of the same model. SourceError, SpecError: as the reading of windows does.
+    """
+    _refuse_strangers(folder, quantized)
+    names = [
+        entry.name for shard in folder.shards for entry in shard.entries if DTYPES[entry.dtype].kind and entry.nbytes
+    ]
+
+    def one(name: str) -> tuple[str, Distribution]:
+        found = _quantized(folder, quantized, name, budget) if name in quantized.tensors else _kept(folder, name)
+        advance(folder.tensors[name].nbytes)
+        return name, found
+
+    with ThreadPoolExecutor(budget.threads) as pool:
+        yield from pool.map(one, names)
+
+
+def float_distribution(folder: Folder, name: str) -> Distribution:
+    """The distribution of one tensor of a float folder, or of a kept one of a quantized folder.
+
+    Args:
+        folder: where it is.
+        name: of a tensor of floats.
+    """
+    return _kept(folder, name)
+
+
+def stored_distribution(quantized: QuantizedFolder, name: str, budget: MemoryBudget) -> Distribution:
+    """The distribution of one quantized tensor as it is stored: of the weights that its codes stand for.
+
+    Args:
+        quantized: where it is.
+        name: of a quantized tensor.
+        budget: of memory.
+    """
+    return _quantized(None, quantized, name, budget)
+
+
+def pair_distribution(folder: Folder, quantized: QuantizedFolder, name: str, budget: MemoryBudget) -> Distribution:
+    """The distribution of one quantized tensor and of its errors against its source.
+
+    Args:
+        folder: the source.
+        quantized: what was made of it.
+        name: of a quantized tensor.
+        budget: of memory.
+
+    Raises:
+        VerifyError: where the two are not of the same model.
+    """
+    _refuse_strangers(folder, quantized)
+    return _quantized(folder, quantized, name, budget)
+
+
+def _refuse_strangers(folder: Folder, quantized: QuantizedFolder) -> None:
+    place = quantized.folder.path
+    stored = {name: (DTYPE_OF_KIND[weight.kind].name, weight.shape) for name, weight in quantized.tensors.items()}
+    held = {**stored, **{name: (entry.dtype, entry.shape) for name, entry in quantized.kept.items()}}
+    for name in (*folder.tensors, *held):
+        if name not in held or name not in folder.tensors:
+            where = place if name not in held else folder.path
+            raise VerifyError(
+                f"{where}: tensor {name!r} of the other folder is missing; expected a float folder and what splitquant made of it"
+            )
+        if folder.tensors[name].shape != held[name][1]:
+            raise VerifyError(
+                f"{place}: tensor {name!r} has shape {held[name][1]}; that of {folder.path} has {folder.tensors[name].shape}: "
+                "expected a float folder and what splitquant made of it"
+            )
+
+
+def _kept(folder: Folder, name: str) -> Distribution:
+    entry = folder.tensors[name]
+    weights = entry.nbytes * 8 // DTYPES[entry.dtype].bits
+    rows = SourceRows(folder, name, geometry((weights, 1), 0), 0)
+    bars = NO_BARS
+    for first in range(0, weights, _AT_ONCE):
+        bars = bars.merge(Bars.of(to_float32(rows.rows(first, min(weights, first + _AT_ONCE)))))
+    return Distribution(bars, not_finite=weights - bars.total)
+
+
+def _quantized(folder: Folder | None, quantized: QuantizedFolder, name: str, budget: MemoryBudget) -> Distribution:
+    weight = quantized.tensors[name]
+    g = weight.geometry
+    what = f"{(folder or quantized.folder).path}: tensor {name!r}"
+    values, errors, picture = NO_BARS, NO_BARS, None
+    step = max(1, _AT_ONCE // g.cols)
+    for index in range(g.count):
+        source = None if folder is None else SourceRows(folder, name, g, index)
+        grid = _GridSeen()
+        for begin, end in budget.windows(what, g.rows, 8 * g.cols, can_be_cut=True):
+            for first in range(begin, end, step):
+                stored = quantized.rows(name, index, first, min(end, first + step))
+                w_hat: F32 = stored.dequantize()
+                w = w_hat if source is None else to_float32(source.rows(first, min(end, first + step)))
+                values = values.merge(Bars.of(w))
+                if source is not None:
+                    errors = errors.merge(Bars.of(w_hat - w))
+                if index == 0:
+                    grid = grid.with_rows(stored, w)
+        picture = grid.picture() if index == 0 else picture
+    return Distribution(values, errors, picture, g.count)
+
+
+@dataclass(frozen=True, slots=True)
+class _GridSeen:
+    """The grids of a matrix, and what was found of its values by cluster so far.
+
+    sides: the stretch of the values of each cluster below zero, and of those from zero on: some strategies cut by magnitude.
+    """
+
+    stored: SplitTensor | None = None
+    bars: Bars = NO_BARS
+    sides: tuple[Segment, ...] = ()
+
+    def with_rows(self, stored: SplitTensor, w: F32) -> _GridSeen:
+        """With some more rows.
+
+        Args:
+            stored: of the same matrix.
+            w: the float weights of these rows.
+        """
+        x = _on_the_axis(stored, w)
+        sides = list(self.sides)
+        if stored.clusters is not None:
+            ids, below = stored.unpacked_clusters(), x < 0
+            for cluster in range(stored.spec.clusters):
+                for side in (x[(ids == cluster) & below], x[(ids == cluster) & ~below]):
+                    if side.size:
+                        sides.append(Segment(float(side.min()), float(side.max()), cluster))
+        return _GridSeen(stored, self.bars.merge(Bars.of(x)), _joined(sides))
+
+    def picture(self) -> GridPicture | None:
+        """What is to be drawn."""
+        if self.stored is None:
+            return None
+        return GridPicture(_axis(self.stored), self.bars, _levels(self.stored), _segments(self.sides))
+
+
+def _joined(sides: Iterable[Segment]) -> tuple[Segment, ...]:
+    """One stretch per cluster and side of zero."""
+    found: dict[tuple[int, bool], Segment] = {}
+    for side in sides:
+        key = (side.cluster, side.low < 0)
+        known = found.get(key, side)
+        found[key] = Segment(min(known.low, side.low), max(known.high, side.high), side.cluster)
+    return tuple(found.values())
+
+
+def _axis(stored: SplitTensor) -> Axis:
+    if stored.zero is not None:
+        return "code"
+    return "value" if stored.row_scale is None else "scaled"
+
+
+def _on_the_axis(stored: SplitTensor, w: F32) -> F32:
+    """Where weights lie among the levels."""
+    scales = stored.row_scales
+    if scales is None:
+        return w
+    scaled: F32 = w * spread(scales.inverse, scales.group, stored.cols)
+    if scales.zero is None:
+        return scaled
+    zero: U8 = spread(scales.zero, scales.group, stored.cols)
+    return scaled * np.float32(2.0 ** (stored.spec.bits - 1)) + zero.astype(np.float32)
+
+
+def _levels(stored: SplitTensor) -> tuple[tuple[float, ...], ...]:
+    if stored.zero is not None:
+        return (tuple(float(code) for code in range(2**stored.spec.bits)),)
+    return tuple(tuple(sorted(map(float, row))) for row in stored.levels)
+
+
+def _segments(sides: Iterable[Segment]) -> tuple[Segment, ...]:
+    """Clusters as stretches of values, a cluster that is cut by magnitude as one on each side of zero; none where they overlap."""
+    found: list[Segment] = []
+    for side in sorted(sides, key=lambda one: (one.low, one.high)):
+        last = found[-1] if found else None
+        if last is not None and last.cluster == side.cluster:
+            found[-1] = Segment(last.low, side.high, side.cluster)
+        elif last is not None and last.high > side.low + _ROUNDING * max(abs(last.high), abs(side.low)):
+            return ()
+        else:
+            found.append(side)
+    return tuple(found)
