@@ -8,18 +8,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypedDict, Unpack
 
+from splitquant.checkpoint.distributions import distributions
 from splitquant.checkpoint.folder import open_folder
 from splitquant.checkpoint.job import prepare_folder
 from splitquant.checkpoint.quantized import is_quantized, open_quantized, with_table
 from splitquant.checkpoint.restore import dequantize_folder
 from splitquant.checkpoint.source import float_folder, plan_folder
-from splitquant.checkpoint.verify import Verified, verify_folder
+from splitquant.checkpoint.verify import Verified, verify_folder, with_figures
 from splitquant.core.spec import QuantSpec
 from splitquant.errors import SpecError
 from splitquant.plan.options import PlanOptions
 from splitquant.plan.plan import Plan
 from splitquant.plan.planner import Frontier, PricedPlan
 from splitquant.plan.recipe import Recipe
+from splitquant.report.html.content import Content
+from splitquant.report.html.page import page
 from splitquant.report.outcome import Report, planned_report
 from splitquant.storage.json_file import read_edited_json
 from splitquant.storage.memory import DEFAULT_MAX_MEMORY
@@ -193,6 +196,42 @@ def verify(
         advance: told the number of source bytes that are done.
     """
     return verify_folder(open_folder(Path(source)), Path(destination), Resources.of(max_memory, 1).budget(), advance)
+
+
+def html_report(  # noqa: PLR0913 - the options of a public function
+    source: AnyPath,
+    destination: AnyPath,
+    *,
+    max_memory: int | str = DEFAULT_MAX_MEMORY,
+    threads: int = 0,
+    frontier: Sequence[PricedPlan] = (),
+    chosen: PricedPlan | None = None,
+    advance: Advance = lambda _: None,
+) -> str:
+    """A quantized folder beside its source as one HTML page that needs nothing else; reads both once, in windows.
+
+    Args:
+        source: the float folder.
+        destination: what `quantize` made of it.
+        max_memory: as in `quantize`.
+        threads: as in `quantize`.
+        frontier: plans of other sizes, by size, where the destination was chosen by size (`plan.planner.Frontier.marks`).
+        chosen: the plan among them that was taken.
+        advance: told the number of source bytes that are done, from any thread.
+
+    Raises:
+        SourceError, VerifyError: where one of the folders cannot be read, or they are not of the same model.
+    """
+    folder, quantized = open_folder(Path(source)), open_quantized(Path(destination))
+    budget = Resources.of(max_memory, threads).budget(len(folder.tensors))
+    seen = dict(distributions(folder, quantized, budget, advance))
+    report = with_figures(folder, quantized, quantized.known_report(), budget)
+    return page(Content(_called(source), _called(destination), report, seen, frontier, chosen))
+
+
+def _called(path: AnyPath) -> str:
+    """What a model is called: its folder or file, wherever that lies, so that the same models give the same page."""
+    return Path(path).resolve().name or str(path)
 
 
 def dequantize(  # noqa: PLR0913 - the options of a public function

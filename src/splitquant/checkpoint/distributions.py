@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -24,7 +25,6 @@ from splitquant.storage.memory import MemoryBudget
 
 _AT_ONCE = 1 << 18  # weights: what is computed of them then stays in the cache
 _BYTES_PER_WEIGHT = 64
-_ROUNDING = 1e-6  # of a scaled value: that of one multiplication in float32
 
 
 def distributions(
@@ -144,14 +144,11 @@ def _quantized(folder: Folder | None, quantized: QuantizedFolder, name: str, bud
 
 @dataclass(frozen=True, slots=True)
 class _GridSeen:
-    """The grids of a matrix, and what was found of its values by cluster so far.
-
-    sides: the stretch of the values of each cluster below zero, and of those from zero on: some strategies cut by magnitude.
-    """
+    """The grids of a matrix, and what was found of its values so far; found: the stretch of the values of each cluster."""
 
     stored: SplitTensor | None = None
     bars: Bars = NO_BARS
-    sides: tuple[Segment, ...] = ()
+    found: tuple[Segment, ...] = ()
 
     def with_rows(self, stored: SplitTensor, w: F32) -> _GridSeen:
         """With some more rows.
@@ -161,30 +158,24 @@ class _GridSeen:
             w: the float weights of these rows.
         """
         x = _on_the_axis(stored, w)
-        sides = list(self.sides)
+        found = {one.cluster: one for one in self.found}
         if stored.clusters is not None:
-            ids, below = stored.unpacked_clusters(), x < 0
+            ids = stored.unpacked_clusters()
             for cluster in range(stored.spec.clusters):
-                for side in (x[(ids == cluster) & below], x[(ids == cluster) & ~below]):
-                    if side.size:
-                        sides.append(Segment(float(side.min()), float(side.max()), cluster))
-        return _GridSeen(stored, self.bars.merge(Bars.of(x)), _joined(sides))
+                of_it = x[ids == cluster]
+                if of_it.size:
+                    low, high = float(of_it.min()), float(of_it.max())
+                    known = found.get(cluster, Segment(low, high, cluster))
+                    found[cluster] = Segment(min(known.low, low), max(known.high, high), cluster)
+        return _GridSeen(stored, self.bars.merge(Bars.of(x)), tuple(found.values()))
 
     def picture(self) -> GridPicture | None:
-        """What is to be drawn."""
+        """What is to be drawn; clusters that overlap, since a value takes the nearest level of any, have no segments."""
         if self.stored is None:
             return None
-        return GridPicture(_axis(self.stored), self.bars, _levels(self.stored), _segments(self.sides))
-
-
-def _joined(sides: Iterable[Segment]) -> tuple[Segment, ...]:
-    """One stretch per cluster and side of zero."""
-    found: dict[tuple[int, bool], Segment] = {}
-    for side in sides:
-        key = (side.cluster, side.low < 0)
-        known = found.get(key, side)
-        found[key] = Segment(min(known.low, side.low), max(known.high, side.high), side.cluster)
-    return tuple(found.values())
+        ordered = tuple(sorted(self.found, key=lambda one: (one.low, one.high)))
+        apart = all(one.high <= two.low + _rounding(one.high) for one, two in pairwise(ordered))
+        return GridPicture(_axis(self.stored), self.bars, _levels(self.stored), ordered if apart else ())
 
 
 def _axis(stored: SplitTensor) -> Axis:
@@ -211,15 +202,6 @@ def _levels(stored: SplitTensor) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(sorted(map(float, row))) for row in stored.levels)
 
 
-def _segments(sides: Iterable[Segment]) -> tuple[Segment, ...]:
-    """Clusters as stretches of values, a cluster that is cut by magnitude as one on each side of zero; none where they overlap."""
-    found: list[Segment] = []
-    for side in sorted(sides, key=lambda one: (one.low, one.high)):
-        last = found[-1] if found else None
-        if last is not None and last.cluster == side.cluster:
-            found[-1] = Segment(last.low, side.high, side.cluster)
-        elif last is not None and last.high > side.low + _ROUNDING * max(abs(last.high), abs(side.low)):
-            return ()
-        else:
-            found.append(side)
-    return tuple(found)
+def _rounding(value: float) -> float:
+    """What one multiplication in float32 may have moved a value by."""
+    return 2.0**-23 * abs(value)

@@ -154,3 +154,16 @@ def recomputed_figures(folder: Folder, quantized: QuantizedFolder, name: str, bu
             errors.append(row_errors(to_float32(source.rows(first, last)), w_hat).sums)
         total = total.merge(figures_of(g.rows * g.cols, errors))
     return total
+
+
+def with_figures(folder: Folder, quantized: QuantizedFolder, report: Report, budget: MemoryBudget) -> Report:
+    """A report with error figures of all that is quantized: those that it lacks, being an outline, are computed."""
+    return replace(
+        report,
+        outcomes=tuple(
+            replace(one, figures=recomputed_figures(folder, quantized, one.name, budget))
+            if one.figures is None and one.name in quantized.tensors
+            else one
+            for one in report.outcomes
+        ),
+    )

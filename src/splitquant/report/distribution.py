@@ -28,7 +28,7 @@ class GridPicture:
     """The grids of a quantized matrix and the values that they are for.
 
     axis: what the numbers are. bars: of the values there. levels: ascending, by cluster; one tuple where there are no clusters.
-    segments: ascending, none where clusters are not stretches of values (one, or parts that add up).
+    segments: ascending; none where there are no clusters, or where they overlap (a value takes the nearest level of any).
     """
 
     axis: Axis
