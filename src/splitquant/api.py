@@ -198,14 +198,12 @@ def verify(
     return verify_folder(open_folder(Path(source)), Path(destination), Resources.of(max_memory, 1).budget(), advance)
 
 
-def html_report(  # noqa: PLR0913 - the options of a public function
+def html_report(
     source: AnyPath,
     destination: AnyPath,
     *,
     max_memory: int | str = DEFAULT_MAX_MEMORY,
     threads: int = 0,
-    frontier: Sequence[PricedPlan] = (),
-    chosen: PricedPlan | None = None,
     advance: Advance = lambda _: None,
 ) -> str:
     """A quantized folder beside its source as one HTML page that needs nothing else; reads both once, in windows.
@@ -215,18 +213,47 @@ def html_report(  # noqa: PLR0913 - the options of a public function
         destination: what `quantize` made of it.
         max_memory: as in `quantize`.
         threads: as in `quantize`.
-        frontier: plans of other sizes, by size, where the destination was chosen by size (`plan.planner.Frontier.marks`).
-        chosen: the plan among them that was taken.
         advance: told the number of source bytes that are done, from any thread.
 
     Raises:
         SourceError, VerifyError: where one of the folders cannot be read, or they are not of the same model.
     """
+    resources = Resources.of(max_memory, threads)
+    return result_page(source, destination, None, resources, advance=advance)
+
+
+def result_page(  # noqa: PLR0913 - the parts of a page
+    source: AnyPath,
+    destination: AnyPath,
+    report: Report | None,
+    resources: Resources,
+    *,
+    frontier: Sequence[PricedPlan] = (),
+    chosen: PricedPlan | None = None,
+    advance: Advance = lambda _: None,
+) -> str:
+    """A result as an HTML page, see `html_report`; of an .onnx file without pictures of the values.
+
+    Args:
+        source: the float model.
+        destination: what was made of it.
+        report: what became of every tensor; None: as a folder itself tells.
+        resources: what may be used.
+        frontier: plans of other sizes, by size, where the result was chosen by size (`plan.planner.Frontier.marks`).
+        chosen: the plan among them that was taken.
+        advance: as in `html_report`.
+
+    Raises:
+        SourceError, VerifyError: as `html_report`.
+    """
+    names = _called(source), _called(destination)
+    if report is not None and is_onnx(source):
+        return page(Content(*names, report, frontier=frontier, chosen=chosen))
     folder, quantized = open_folder(Path(source)), open_quantized(Path(destination))
-    budget = Resources.of(max_memory, threads).budget(len(folder.tensors))
+    budget = resources.budget(len(folder.tensors))
     seen = dict(distributions(folder, quantized, budget, advance))
-    report = with_figures(folder, quantized, quantized.known_report(), budget)
-    return page(Content(_called(source), _called(destination), report, seen, frontier, chosen))
+    known = with_figures(folder, quantized, report or quantized.known_report(), budget)
+    return page(Content(*names, known, seen, frontier, chosen))
 
 
 def _called(path: AnyPath) -> str:

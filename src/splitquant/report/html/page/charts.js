@@ -37,7 +37,7 @@ function chart(host, { height, label, note, hooks = {}, ...options }, data) {
   const plot = new uPlot({
     ...size(),
     legend: { show: false },
-    padding: [8, 8, 0, 0],
+    padding: [8, 16, 0, 0],
     cursor: { y: false, points: { show: false }, drag: { x: true, y: false } },
     ...options,
     hooks: { ...hooks, setCursor: [follow] },
@@ -69,6 +69,8 @@ function print(begins) {
 addEventListener('beforeprint', () => print(true));
 addEventListener('afterprint', () => print(false));
 
+const powersOfTen = (most) => Array.from({ length: Math.max(2, Math.floor(Math.log10(most)) + 1) }, (_, i) => 10 ** i);
+
 // A histogram. drawn: {bars, parts, levels, log, unit}; parts colour its bars by cluster, levels are ticks on its floor.
 function histogram(host, label, drawn) {
   const { start, width, counts } = drawn.bars;
@@ -79,6 +81,8 @@ function histogram(host, label, drawn) {
   const stretches = parts.length
     ? parts.map((part, i) => [i ? borders[i - 1] : -Infinity, i < borders.length ? borders[i] : Infinity, part[2]])
     : [[-Infinity, Infinity, drawn.colour || 0]];
+  const storeys = drawn.levels && !parts.length ? drawn.levels.length : 1; // ticks of clusters that overlap stand below one another
+  const room = drawn.levels ? 5 + (storeys > 1 ? 6 * storeys : 12) : 5;
   const clusterAt = (x) => stretches.find(([low, high]) => x >= low && x < high)[2];
 
   function paint(u) {
@@ -115,13 +119,13 @@ function histogram(host, label, drawn) {
     ctx.setLineDash([]);
     ctx.restore();
     const rows = drawn.levels || [];
-    const high = (rows.length > 1 && !parts.length ? 16 / rows.length : 12) * pixel;
+    const high = (storeys > 1 ? 6 : 12) * pixel;
     rows.forEach((row, cluster) => {
       ctx.fillStyle = colour(parts.length || rows.length > 1 ? cluster : drawn.colour || 0);
-      const top = floor + 3 * pixel + (rows.length > 1 && !parts.length ? cluster * high : 0);
+      const top = floor + 3 * pixel + (storeys > 1 ? cluster * high : 0);
       for (const level of row) {
         const at = Math.round(x(level));
-        if (at >= bbox.left && at <= bbox.left + bbox.width) ctx.fillRect(at - pixel / 2, top, Math.max(1, pixel), high - pixel);
+        if (at >= bbox.left && at <= bbox.left + bbox.width) ctx.fillRect(at - pixel / 2, top, (storeys > 1 ? 2 : 1) * pixel, high - pixel);
       }
     });
   }
@@ -134,8 +138,8 @@ function histogram(host, label, drawn) {
       y: drawn.log ? { distr: 3, range: (u, low, high) => [0.5, high * 2] } : { range: (u, low, high) => [0, high * 1.06] },
     },
     axes: [
-      axis({ gap: drawn.levels ? 16 : 5, size: drawn.levels ? 58 : 46, values: (u, ticks) => ticks.map(digits), label: drawn.unit, labelSize: 18, labelGap: 0, space: 64 }),
-      axis({ size: 52, values: (u, ticks) => ticks.map((n) => (n === null ? '' : n >= 1e6 ? `${n / 1e6}M` : n >= 1e3 ? `${n / 1e3}k` : `${n}`)) }),
+      axis({ gap: room, size: room + 23, values: (u, ticks) => ticks.map(digits), label: drawn.unit, labelSize: 18, labelGap: 0, space: 64 }),
+      axis({ size: 52, ...(drawn.log ? { splits: () => powersOfTen(Math.max(...counts)) } : {}), values: (u, ticks) => ticks.map((n) => (n === null ? '' : n >= 1e6 ? `${n / 1e6}M` : n >= 1e3 ? `${n / 1e3}k` : `${n}`)) }),
     ],
     series: [{}, { paths: () => null, points: { show: false } }],
     hooks: { draw: [paint] },

@@ -8,6 +8,9 @@ const shown = (name) =>
   name.replace(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]/gu, (c) =>
     c.codePointAt(0) > 0xffff ? c : `\\u${c.codePointAt(0).toString(16).padStart(4, '0')}`);
 
+// A name with places where a line may end: after dots, slashes and underscores.
+const breakable = (name) => shown(name).split(/(?<=[._/])/).flatMap((piece, i) => (i ? [document.createElement('wbr'), piece] : [piece]));
+
 // An element with properties and children; texts become text nodes.
 function make(tag, properties, ...children) {
   const element = document.createElement(tag);

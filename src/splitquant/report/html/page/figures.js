@@ -14,7 +14,7 @@ function shownBytes(bytes) {
 
 const grouped = (n) => Math.round(n).toString().replace(/\B(?=(\d{3})+$)/g, '\u2009');
 const percent = (x) => (x >= 0.1 ? `${(100 * x).toFixed(0)} %` : x >= 0.001 ? `${(100 * x).toFixed(1)} %` : x > 0 ? '< 0.1 %' : '0 %');
-const digits = (x) => (x === 0 ? '0' : Math.abs(x) >= 1e5 || Math.abs(x) < 1e-3 ? x.toExponential(2).replace('-', '\u2212') : String(Number(x.toPrecision(3))).replace('-', '\u2212'));
+const digits = (x) => (x === 0 ? '0' : Math.abs(x) >= 1e5 || Math.abs(x) < 1e-3 ? Number(x.toPrecision(3)).toExponential() : String(Number(x.toPrecision(3)))).replaceAll('-', '\u2212');
 
 // Signal and noise of some tensors together; null where none was quantized. Energies add.
 function energy(tensors) {

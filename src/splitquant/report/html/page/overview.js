@@ -18,7 +18,7 @@ function drawCards() {
     card('Tensors quantized', `${changed.length}`, says(`of ${TENSORS.length}; ${kept} kept as they were`), meter(changed.length / Math.max(1, TENSORS.length))),
   );
   if (worst) {
-    const open = make('button', { type: 'button', class: 'link', onclick: () => choose(worst.index, { reveal: true }) }, shown(worst.n));
+    const open = make('button', { type: 'button', class: 'link', onclick: () => choose(worst.index, { reveal: true }) }, ...breakable(worst.n));
     byId('cards').append(card('Most of the error', percent(worst.share), make('p', { class: 'soft' }, open)));
   }
 }
@@ -26,7 +26,7 @@ function drawCards() {
 function drawGroups() {
   const table = byId('groups');
   const head = ['Tensors', 'Number', 'Weights', 'Before', 'After', 'Bits/weight', 'SQNR'];
-  table.append(make('thead', null, make('tr', null, ...head.map((text, i) => make('th', { scope: 'col', class: i ? 'number' : null }, text)))));
+  table.append(make('thead', null, make('tr', null, ...head.map((text, i) => make('th', { scope: 'col', class: i ? (i < 4 ? 'number wide' : 'number') : null }, text)))));
   const body = make('tbody');
   const most = Math.max(1, DATA.groups.reduce((sum, row) => sum + row[3], 0));
   const strips = [make('div'), make('div')];
@@ -36,7 +36,7 @@ function drawGroups() {
       if (bytes) strips[side].append(make('i', { '--share': `${(100 * bytes / most).toFixed(3)}%`, '--paint': paint }));
     });
     const cells = [String(number), grouped(weights), shownBytes(before), shownBytes(after), ((8 * after) / Math.max(1, weights)).toFixed(2), shownDecibels(sqnr)];
-    body.append(make('tr', null, make('th', { scope: 'row' }, make('i', { class: 'swatch', '--paint': paint }), shown(what)), ...cells.map((text) => make('td', { class: 'number' }, text))));
+    body.append(make('tr', null, make('th', { scope: 'row' }, make('i', { class: 'swatch', '--paint': paint }), shown(what)), ...cells.map((text, j) => make('td', { class: j < 3 ? 'number wide' : 'number' }, text))));
   });
   table.append(body);
   byId('storage').append(...strips.map((strip, side) => make('div', { class: 'strip' }, make('span', null, side ? 'after' : 'before'), strip)));
@@ -50,7 +50,7 @@ function drawKinds() {
   for (const { name, some, db } of rows) {
     const share = Number.isFinite(db) ? Math.max(0, db / most) : db > 0 ? 1 : 0;
     host.append(make('button', { type: 'button', class: 'kind', title: 'Show these tensors', onclick: () => showKind(name) },
-      make('span', { class: 'name' }, shown(name) || '(no name)'),
+      make('span', { class: 'name' }, ...(name ? breakable(name) : ['(no name)'])),
       make('span', { class: 'soft' }, `${some.length} tensor${some.length > 1 ? 's' : ''}, ${bitsOf(some).toFixed(2)} bits`),
       make('span', { class: 'track' }, make('i', { '--share': `${(100 * share).toFixed(2)}%` })),
       make('span', { class: 'number' }, shownDecibels(db, 1))));
@@ -93,7 +93,7 @@ function drawDepth() {
     label: `SQNR along the depth, ${lines.length} kinds of layers in ${xs.length} places; the table of tensors has the same figures`,
     scales: { x: { time: false, range: (u, low, high) => (low === high ? [low - 1, high + 1] : [low - 0.3, high + 0.3]) } },
     axes: [
-      axis({ values: (u, ticks) => ticks.map((n) => (Number.isInteger(n) ? n : '')), label: blocks ? 'block' : 'tensor', labelSize: 18, labelGap: 0 }),
+      axis({ size: 28, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000], label: blocks ? 'block' : 'tensor', labelSize: 18, labelGap: 0 }),
       axis({ size: 46, values: (u, ticks) => ticks.map((n) => String(n).replace('-', '\u2212')), label: 'dB', labelSize: 16, labelGap: 0 }),
     ],
     series: [{}, ...lines.map(({ number }) => ({
@@ -141,7 +141,7 @@ function drawFrontier() {
     label: `The frontier: ${points.length} sizes from ${shownBytes(points[0].bytes)} to ${shownBytes(points.at(-1).bytes)}`,
     scales: { x: { time: false } },
     axes: [
-      axis({ label: 'stored bits per weight', labelSize: 18, labelGap: 0 }),
+      axis({ size: 28, label: 'stored bits per weight', labelSize: 18, labelGap: 0 }),
       axis({ size: 46, label: 'dB', labelSize: 16, labelGap: 0 }),
     ],
     series: [{},

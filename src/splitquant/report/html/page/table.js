@@ -1,5 +1,5 @@
 // The table of all tensors: order, filter, and which of them is chosen.
-const MOST_ROWS = 3000;
+const ROWS_AT_ONCE = 200; // more come as one scrolls: a browser lays out thousands of rows in half a second
 const COLUMNS = [
   { key: 'name', title: 'Tensor', of: (t) => t.n, text: true },
   { key: 'spec', title: 'Stored as', of: specOf, text: true },
@@ -7,15 +7,15 @@ const COLUMNS = [
   { key: 'bits', title: 'Bits/weight', of: (t) => t.bits, number: true },
   { key: 'size', title: 'Size', of: (t) => t.a, number: true },
   { key: 'sqnr', title: 'SQNR', of: (t) => t.sqnr, number: true },
-  { key: 'share', title: 'Share of the error', of: (t) => (t.f ? t.share : null), number: true },
+  { key: 'share', title: 'Share of error', of: (t) => (t.f ? t.share : null), number: true },
 ];
-const view = { key: null, down: false, words: [], which: '', kind: null, chosen: -1, visible: [] };
+const view = { key: null, down: false, words: [], which: '', kind: null, chosen: -1, visible: [], laid: 0, marked: [] };
 const ROWS = [];
 const compare = new Intl.Collator('en', { numeric: true }).compare;
 
 function rowOf(tensor) {
   if (ROWS[tensor.index]) return ROWS[tensor.index];
-  const pick = make('button', { type: 'button', tabindex: '-1', 'data-at': tensor.index }, shown(tensor.n));
+  const pick = make('button', { type: 'button', tabindex: '-1', 'data-at': tensor.index }, ...breakable(tensor.n));
   const top = Math.max(1, view.best || 1);
   const bar = (share, paint) => ({ class: 'number barred', '--share': `${(100 * Math.max(0, Math.min(1, share))).toFixed(1)}%`, '--paint': paint });
   const row = make('tr', { class: tensor.kept ? 'kept' : null },
@@ -49,14 +49,23 @@ function refresh() {
     });
   }
   view.visible = found;
-  byId('tensors').tBodies[0].replaceChildren(...found.slice(0, MOST_ROWS).map(rowOf));
-  byId('count').textContent = found.length === TENSORS.length && found.length <= MOST_ROWS
-    ? `${TENSORS.length}` : `${Math.min(found.length, MOST_ROWS)} of ${found.length > MOST_ROWS ? `${found.length} found, of ` : ''}${TENSORS.length}`;
+  byId('tensors').tBodies[0].replaceChildren();
+  view.laid = 0;
+  layRows(ROWS_AT_ONCE);
+  byId('count').textContent = found.length === TENSORS.length ? `${TENSORS.length} tensors` : `${found.length} of ${TENSORS.length} tensors`;
   for (const th of byId('tensors').tHead.rows[0].cells) {
     th.setAttribute('aria-sort', th.dataset.key === view.key ? (view.down ? 'descending' : 'ascending') : 'none');
   }
   byId('order').value = view.key === null ? '' : `${view.key}${view.down ? '-' : '+'}`;
   mark();
+}
+
+// Lay out rows until there are so many of them.
+function layRows(many) {
+  const until = Math.min(many, view.visible.length);
+  if (until <= view.laid) return;
+  byId('tensors').tBodies[0].append(...view.visible.slice(view.laid, until).map(rowOf));
+  view.laid = until;
 }
 
 function sortBy(key, down) {
@@ -65,28 +74,34 @@ function sortBy(key, down) {
   byId('rows').scrollTop = 0;
 }
 
+// Show which row is chosen; it, or the first row, is where the tab key enters the table.
 function mark() {
-  for (const row of byId('tensors').tBodies[0].rows) {
-    const pick = row.querySelector('button');
-    const here = Number(pick.dataset.at) === view.chosen;
-    row.classList.toggle('chosen', here);
-    if (here) pick.setAttribute('aria-current', 'true');
-    else pick.removeAttribute('aria-current');
-    pick.tabIndex = here ? 0 : -1;
+  for (const row of view.marked) {
+    row.classList.remove('chosen');
+    row.querySelector('button').tabIndex = -1;
+    row.querySelector('button').removeAttribute('aria-current');
   }
-  const first = byId('tensors').querySelector('tbody button');
-  if (first && !byId('tensors').querySelector('tbody button[tabindex="0"]')) first.tabIndex = 0;
+  const row = ROWS[view.chosen];
+  const here = row && row.isConnected ? row : null;
+  if (here) {
+    here.classList.add('chosen');
+    here.querySelector('button').setAttribute('aria-current', 'true');
+  }
+  const entry = here || byId('tensors').tBodies[0].rows[0];
+  if (entry) entry.querySelector('button').tabIndex = 0;
+  view.marked = entry ? [entry] : [];
 }
 
 // Choose a tensor. reveal: clear filters that hide it and bring it and its pictures into sight.
 function choose(index, { reveal = false, focus = false } = {}) {
   view.chosen = index;
-  if (reveal && !view.visible.slice(0, MOST_ROWS).some((t) => t.index === index)) {
+  if (reveal && !view.visible.some((t) => t.index === index)) {
     Object.assign(view, { words: [], which: '', kind: null });
     byId('filter').value = '';
     byId('which').value = '';
     refresh();
   }
+  if (reveal || focus) layRows(view.visible.findIndex((t) => t.index === index) + ROWS_AT_ONCE / 2);
   mark();
   drawTensor(TENSORS[index]);
   const row = ROWS[index];
@@ -103,7 +118,7 @@ function choose(index, { reveal = false, focus = false } = {}) {
 }
 
 function step(by, focus) {
-  const rows = view.visible.slice(0, MOST_ROWS);
+  const rows = view.visible;
   if (!rows.length) return;
   const at = rows.findIndex((t) => t.index === view.chosen);
   const next = rows[Math.max(0, Math.min(rows.length - 1, at < 0 ? 0 : at + by))];
@@ -148,6 +163,10 @@ function buildTable() {
     const row = event.target.closest('tr');
     if (row) choose(Number(row.querySelector('button').dataset.at), { focus: true, reveal: matchMedia('(max-width: 1100px)').matches });
   });
+  byId('rows').addEventListener('scroll', ({ target }) => {
+    if (target.scrollTop + 2 * target.clientHeight > target.scrollHeight) layRows(view.laid + ROWS_AT_ONCE);
+  }, { passive: true });
+  addEventListener('beforeprint', () => layRows(view.visible.length));
   byId('rows').addEventListener('keydown', (event) => {
     const by = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -1e9, End: 1e9 }[event.key];
     if (!by || !event.target.closest('tbody')) return;

@@ -1,5 +1,5 @@
 // The chosen tensor: its figures, its values with grids and borders, its errors.
-const looks = { log: false, middle: false, plain: false };
+const looks = { log: false, middle: false, plain: false, allErrors: false };
 const AXES = {
   value: 'weight',
   scaled: 'weight over the scale of its row or group',
@@ -28,7 +28,7 @@ function drawTensor(tensor) {
     make('button', { type: 'button', class: 'quiet', 'aria-label': 'Next tensor', onclick: () => step(1) }, '\u2193'),
     make('button', { type: 'button', class: 'quiet back', onclick: () => byId('list').scrollIntoView() }, 'List'));
   host.replaceChildren(
-    make('div', { class: 'bar' }, make('h2', { class: 'name' }, shown(tensor.n)), steps),
+    make('div', { class: 'bar' }, make('h2', { class: 'name' }, ...breakable(tensor.n)), steps),
     make('dl', null, ...facts.map(([name, value]) => make('div', null, make('dt', null, name), make('dd', null, value)))));
   if (!tensor.v) {
     host.append(make('p', { class: 'soft' }, 'There are no pictures of this tensor.'));
@@ -54,10 +54,12 @@ function drawTensor(tensor) {
     colour: tensor.kept ? 7 : 0,
   });
   if (!tensor.e) return;
+  const inner = tensor.e.length > 1 && !looks.allErrors;
   const errors = make('div', { class: 'chart short', id: 'errors' });
-  host.append(make('h3', null, 'Errors'), errors);
+  host.append(make('div', { class: 'bar' }, make('h3', null, inner ? `Errors, the middle ${100 * DATA.middle} %` : 'Errors'), make('div', { class: 'toggles' },
+    tensor.e.length > 1 ? toggle('All', looks.allErrors, () => { looks.allErrors = !looks.allErrors; }) : null)), errors);
   histogram(errors, `Histogram of the errors of ${shown(tensor.n)}`, {
-    bars: bars(tensor.e[middle && tensor.e.length > 1 ? 1 : 0]), log: looks.log, unit: 'stored weight minus weight', colour: 2,
+    bars: bars(tensor.e[inner ? 1 : 0]), log: looks.log, unit: 'stored weight minus weight', colour: 2,
   });
 }
 
@@ -70,5 +72,6 @@ function saysOf(tensor, onGrid) {
   const borders = parts.length > 1 ? `${parts.length} clusters, told by colour, with borders dashed; ` : '';
   const overlap = levels.length > 1 && parts.length < 2 ? `${levels.length} clusters that overlap, since a value takes the nearest level of any; ` : '';
   const own = axis === 'code' ? ' Every row or group has its own scale and zero_point.' : '';
-  return `${first}${borders}${overlap}the ${number} levels are the ticks below.${own} Drag to zoom in, double-click to see all.`;
+  const ticks = `${borders || overlap ? 'the' : 'The'} ${number} levels are the ticks below.`;
+  return `${first}${borders}${overlap}${ticks}${own} Drag to zoom in, double-click to see all.`;
 }
