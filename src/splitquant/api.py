@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypedDict, Unpack
 
-from splitquant.checkpoint.distributions import distributions
+from splitquant.checkpoint.distributions import distributions, kept_distribution, quantized_distribution
 from splitquant.checkpoint.folder import open_folder
 from splitquant.checkpoint.job import prepare_folder
 from splitquant.checkpoint.quantized import is_quantized, open_quantized, with_table
@@ -16,11 +17,13 @@ from splitquant.checkpoint.restore import dequantize_folder
 from splitquant.checkpoint.source import float_folder, plan_folder
 from splitquant.checkpoint.verify import Verified, verify_folder, with_figures
 from splitquant.core.spec import QuantSpec
-from splitquant.errors import SpecError
+from splitquant.errors import SpecError, TensorError
+from splitquant.format.dtypes import DTYPES
 from splitquant.plan.options import PlanOptions
 from splitquant.plan.plan import Plan
 from splitquant.plan.planner import Frontier, PricedPlan
 from splitquant.plan.recipe import Recipe
+from splitquant.report.distribution import Distribution
 from splitquant.report.html.content import Content
 from splitquant.report.html.page import page
 from splitquant.report.outcome import Report, planned_report
@@ -298,6 +301,37 @@ def inspect(folder: AnyPath) -> Inspected:
     if is_quantized(opened):
         return Inspected(with_table(opened).known_report(), quantized=True)
     return Inspected(planned_report(plan_folder(float_folder(opened), Recipe())), quantized=False)
+
+
+def distribution(
+    folder: AnyPath, name: str, source: AnyPath | None = None, *, max_memory: int | str = DEFAULT_MAX_MEMORY
+) -> Distribution:
+    """How the values of one tensor are distributed, with its levels and borders where it is quantized.
+
+    Args:
+        folder: a float folder, or a quantized one.
+        name: of the tensor.
+        source: of a quantized folder: the float one, for its values and the errors; None: the stored values are taken.
+        max_memory: as in `quantize`.
+
+    Raises:
+        SpecError: where there is no such tensor. TensorError: where it holds no floats. SourceError, VerifyError: as `html_report`.
+    """
+    opened = open_folder(Path(folder))
+    quantized = with_table(opened) if is_quantized(opened) else None
+    if source is not None and quantized is None:
+        raise SpecError(f"{folder}: is a float folder itself; leave out the source")
+    known = opened.tensors if quantized is None else {**quantized.kept, **quantized.tensors}
+    if name not in known:
+        near = get_close_matches(name, known, 1, 0)
+        raise SpecError(f"{folder}: holds no tensor {name!r}" + f"; did you mean {near[0]!r}?" * bool(near))
+    if quantized is not None and name in quantized.tensors:
+        budget = Resources.of(max_memory, 1).budget(len(known))
+        return quantized_distribution(None if source is None else open_folder(Path(source)), quantized, name, budget)
+    dtype = opened.tensors[name].dtype
+    if DTYPES[dtype].kind is None:
+        raise TensorError(f"{folder}: tensor {name!r} is {dtype}; only floats can be drawn: name another one")
+    return kept_distribution(opened, name)
 
 
 def is_onnx(source: AnyPath) -> bool:

@@ -47,7 +47,11 @@ def distributions(
     ]
 
     def one(name: str) -> tuple[str, Distribution]:
-        found = _quantized(folder, quantized, name, budget) if name in quantized.tensors else _kept(folder, name)
+        found = (
+            _quantized(folder, quantized, name, budget)
+            if name in quantized.tensors
+            else kept_distribution(folder, name)
+        )
         advance(folder.tensors[name].nbytes)
         return name, found
 
@@ -55,32 +59,31 @@ def distributions(
         yield from pool.map(one, names)
 
 
-def float_distribution(folder: Folder, name: str) -> Distribution:
-    """The distribution of one tensor of a float folder, or of a kept one of a quantized folder.
+def kept_distribution(folder: Folder, name: str) -> Distribution:
+    """The distribution of one tensor that is stored as floats.
 
     Args:
-        folder: where it is.
-        name: of a tensor of floats.
+        folder: where it is, a float folder or a quantized one.
+        name: of the tensor.
     """
-    return _kept(folder, name)
+    entry = folder.tensors[name]
+    weights = entry.nbytes * 8 // DTYPES[entry.dtype].bits
+    if not weights:
+        return Distribution(NO_BARS)
+    rows = SourceRows(folder, name, geometry((weights, 1), 0), 0)
+    bars = NO_BARS
+    for first in range(0, weights, _AT_ONCE):
+        bars = bars.merge(Bars.of(to_float32(rows.rows(first, min(weights, first + _AT_ONCE)))))
+    return Distribution(bars, not_finite=weights - bars.total)
 
 
-def stored_distribution(quantized: QuantizedFolder, name: str, budget: MemoryBudget) -> Distribution:
-    """The distribution of one quantized tensor as it is stored: of the weights that its codes stand for.
+def quantized_distribution(
+    folder: Folder | None, quantized: QuantizedFolder, name: str, budget: MemoryBudget
+) -> Distribution:
+    """The distribution of one quantized tensor and of its errors.
 
     Args:
-        quantized: where it is.
-        name: of a quantized tensor.
-        budget: of memory.
-    """
-    return _quantized(None, quantized, name, budget)
-
-
-def pair_distribution(folder: Folder, quantized: QuantizedFolder, name: str, budget: MemoryBudget) -> Distribution:
-    """The distribution of one quantized tensor and of its errors against its source.
-
-    Args:
-        folder: the source.
+        folder: the source; None: the values are those that the codes stand for, and there are no errors.
         quantized: what was made of it.
         name: of a quantized tensor.
         budget: of memory.
@@ -88,7 +91,8 @@ def pair_distribution(folder: Folder, quantized: QuantizedFolder, name: str, bud
     Raises:
         VerifyError: where the two are not of the same model.
     """
-    _refuse_strangers(folder, quantized)
+    if folder is not None:
+        _refuse_strangers(folder, quantized)
     return _quantized(folder, quantized, name, budget)
 
 
@@ -107,16 +111,6 @@ def _refuse_strangers(folder: Folder, quantized: QuantizedFolder) -> None:
                 f"{place}: tensor {name!r} has shape {held[name][1]}; that of {folder.path} has {folder.tensors[name].shape}: "
                 "expected a float folder and what splitquant made of it"
             )
-
-
-def _kept(folder: Folder, name: str) -> Distribution:
-    entry = folder.tensors[name]
-    weights = entry.nbytes * 8 // DTYPES[entry.dtype].bits
-    rows = SourceRows(folder, name, geometry((weights, 1), 0), 0)
-    bars = NO_BARS
-    for first in range(0, weights, _AT_ONCE):
-        bars = bars.merge(Bars.of(to_float32(rows.rows(first, min(weights, first + _AT_ONCE)))))
-    return Distribution(bars, not_finite=weights - bars.total)
 
 
 def _quantized(folder: Folder | None, quantized: QuantizedFolder, name: str, budget: MemoryBudget) -> Distribution:

@@ -54,9 +54,10 @@ class Conversion:
         if self.report is not None and self.dry_run:
             raise SpecError("--report shows what was made, and --dry-run makes nothing; leave one of them out")
         if self.plot is not None:
-            from splitquant.cli.frontier import check_picture
+            from splitquant.cli.frontier import FRONTIER_PICTURES
+            from splitquant.cli.pictures import check_picture
 
-            check_picture(self.plot)
+            check_picture(self.plot, FRONTIER_PICTURES)
 
     def go(self, prepare: Prepare, *, strict: bool = False, by_size: bool = False) -> None:
         """Do it; `by_size`: weights are measured before."""
