@@ -42,7 +42,8 @@ def inspect(
             write_depth(plot, found.report)
         else:
             seen = api.distribution(folder, tensor, source, max_memory=max_memory)
-            write_tensor(plot, found.report[tensor], seen)
+            outcome = next((one for one in found.report if one.name == tensor), None)
+            write_tensor(plot, tensor, outcome, seen)
     write_json(json_file, found.report.to_dict())
     if str(json_file) == "-":
         return

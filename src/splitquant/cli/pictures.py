@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from splitquant.core.bars import Bars
-from splitquant.errors import MissingExtraError, SpecError
+from splitquant.errors import MissingExtraError, SpecError, TensorError
 from splitquant.report.distribution import Distribution, GridPicture
 from splitquant.report.html.places import blocks_in_order, place_of
 from splitquant.report.outcome import Outcome, Report, merged_figures
@@ -101,19 +101,27 @@ def _decibels(*some: Outcome) -> float:
     return merged_figures(some).sqnr_db
 
 
-def write_tensor(target: Path, outcome: Outcome, seen: Distribution) -> None:
-    """The values of a tensor with its levels and borders, and its errors where they are known."""
+def write_tensor(target: Path, name: str, outcome: Outcome | None, seen: Distribution) -> None:
+    """The values of a tensor with its levels and borders, and its errors where they are known.
+
+    Raises:
+        TensorError: where there is no finite value to draw.
+    """
+    if not seen.values.total:
+        raise TensorError(
+            f"{target}: tensor {name!r} has no finite value, so there is nothing to draw; name another one"
+        )
     from matplotlib.figure import Figure
 
     errors = seen.errors.total > 0
     figure = Figure(figsize=(8, 6.5 if errors else 4), layout="constrained")
     rows = figure.subplots(2 if errors else 1, 1, squeeze=False, height_ratios=[3, 2] if errors else [1])[:, 0]
     _draw_values(rows[0], seen)
-    sqnr = f", {decibels(outcome.figures.sqnr_db)}" if outcome.figures is not None else ""
-    rows[0].set_title(
-        f"{_text(outcome.name)}\n{_text(what_became_of(outcome))}, {shown_bytes(outcome.stored_bytes)}{sqnr}",
-        fontsize=10,
-    )
+    says = [_text(name)]
+    if outcome is not None:
+        sqnr = [decibels(outcome.figures.sqnr_db)] if outcome.figures is not None else []
+        says.append(", ".join([_text(what_became_of(outcome)), shown_bytes(outcome.stored_bytes), *sqnr]))
+    rows[0].set_title("\n".join(says), fontsize=10)
     if errors:
         _draw_bars(rows[1], seen.errors.middle(0.999), [(-np.inf, np.inf, 2)])
         rows[1].set(xlabel="stored weight minus weight (the middle 99.9 %)", ylabel="weights")

@@ -113,7 +113,7 @@ def _tensor(
         data["l"] = blocks[place.block]
     if one.figures is not None:
         data["f"] = _figures(one.figures)
-    if seen is None:
+    if seen is None or not seen.values.total:
         return data
     data["v"] = _bars(seen.values)
     if seen.errors.total:
