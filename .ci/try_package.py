@@ -30,9 +30,11 @@ def main(expected_kernels: str) -> None:
             ["quantize", source, "-o", output],
             ["verify", source, output],
             ["inspect", output],
+            ["report", source, output, "-o", folder / "report.html", "-q"],
             ["dequantize", output, "-o", back],
         ):
             subprocess.run([program, *command], check=True, stdout=subprocess.DEVNULL)
+        assert "uPlot" in (folder / "report.html").read_text("utf-8")  # the page's own files were installed too
         assert (back / "model.safetensors").stat().st_size == (source / "model.safetensors").stat().st_size
     print(f"installed package works with {expected_kernels} kernels: {version.strip()}")  # noqa: T201 - CI reads it
 

@@ -18,6 +18,7 @@ from splitquant.core.floats import to_float32
 from splitquant.core.spec import EMBEDDING, PAPER, QuantSpec
 from splitquant.core.split import quantize_array
 from splitquant.errors import SpecError, TensorError, VerifyError
+from splitquant.report.distribution import Histogram
 from splitquant.storage.memory import MIB, MemoryBudget
 
 
@@ -28,8 +29,10 @@ def of(source, destination, threads=1, memory=1024 * MIB):
 
 
 def same(one, two):
-    """Whether two bars are the same."""
-    return (one.first, one.exponent, one.counts.tolist()) == (two.first, two.exponent, two.counts.tolist())
+    """Whether two histograms are the same; bars count as what is drawn of them."""
+    both = [each if isinstance(each, Histogram) else Histogram.of(each) for each in (one, two)]
+    bars = [[part and (part.first, part.exponent, part.counts.tolist()) for part in (h.whole, h.middle)] for h in both]
+    return bars[0] == bars[1]
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32", "fp64"])
@@ -48,7 +51,7 @@ def test_values_errors_and_grids(tmp_path, dtype, spec):
     grid = found["up_proj.weight"].grid
     assert grid.axis == ("code" if spec.own_zero_points else "value" if spec == PAPER else "scaled")
     if spec == PAPER:
-        assert same(grid.bars, Bars.of(w))
+        assert same(grid.values, Bars.of(w))
     assert len(grid.levels) == spec.clusters
     assert [len(row) for row in grid.levels] == [2**spec.bits] * spec.clusters
     assert len(grid.segments) == (spec.clusters if spec.clusters > 1 else 0)
@@ -92,8 +95,8 @@ def test_own_grids_lie_on_codes(tmp_path):
     quantize(source, tmp_path / "q", spec)
     grid = of(source, tmp_path / "q")["up_proj.weight"].grid
     assert grid.levels == (tuple(float(code) for code in range(16)),)
-    assert abs(grid.bars.width * (grid.bars.first + 0.5)) < 0.1
-    assert same(grid.bars.at_most(64), Bars.of(grid_of(w, spec)).at_most(64))
+    assert abs(grid.values.whole.width * (grid.values.whole.first + 0.5)) < 0.1
+    assert same(grid.values.whole.at_most(64), Bars.of(grid_of(w, spec)).at_most(64))
 
 
 def grid_of(w, spec):
@@ -115,7 +118,7 @@ def test_windows_and_threads_change_nothing(tmp_path, monkeypatch):
         assert same(one.errors, other.errors)
         assert (one.grid is None) == (other.grid is None)
         if one.grid is not None:
-            assert same(one.grid.bars, other.grid.bars)
+            assert same(one.grid.values, other.grid.values)
             assert (one.grid.levels, one.grid.segments) == (other.grid.levels, other.grid.segments)
 
 
@@ -129,7 +132,7 @@ def test_stacks_and_columns(tmp_path):
     quantize(source, tmp_path / "q")
     found = of(source, tmp_path / "q")
     stack = found["model.layers.0.mlp.experts.gate_up_proj"]
-    assert (stack.matrices, stack.values.total, stack.errors.total, stack.grid.bars.total) == (3, 2880, 2880, 960)
+    assert (stack.matrices, stack.values.total, stack.errors.total, stack.grid.values.total) == (3, 2880, 2880, 960)
     across = found["h.0.attn.c_attn.weight"]
     assert same(across.values, Bars.of(to_float32(tensors["h.0.attn.c_attn.weight"])))
     stored = quantize_array(np.ascontiguousarray(tensors["h.0.attn.c_attn.weight"]), QuantSpec(), axis=1)

@@ -89,7 +89,7 @@ def test_readme_commands(tmp_path, monkeypatch):
     graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
     opsets = [onnx.helper.make_opsetid("", 21)]
     onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), "model.onnx")
-    assert len(commands()) == 13
+    assert len(commands()) == 14
     for line in commands():
         verb, *arguments = shlex.split(line)[1:]
         force = ["--force"] if verb == "quantize" and "--dry-run" not in arguments else []

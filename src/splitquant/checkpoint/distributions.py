@@ -20,7 +20,7 @@ from splitquant.core.split import SplitTensor
 from splitquant.errors import VerifyError
 from splitquant.format.dtypes import DTYPE_OF_KIND, DTYPES
 from splitquant.format.planes import geometry
-from splitquant.report.distribution import Axis, Distribution, GridPicture, Segment
+from splitquant.report.distribution import NO_VALUES, Axis, Distribution, GridPicture, Histogram, Segment
 from splitquant.storage.memory import MemoryBudget
 
 _AT_ONCE = 1 << 18  # weights: what is computed of them then stays in the cache
@@ -69,12 +69,12 @@ def kept_distribution(folder: Folder, name: str) -> Distribution:
     entry = folder.tensors[name]
     weights = entry.nbytes * 8 // DTYPES[entry.dtype].bits
     if not weights:
-        return Distribution(NO_BARS)
+        return Distribution(NO_VALUES)
     rows = SourceRows(folder, name, geometry((weights, 1), 0), 0)
     bars = NO_BARS
     for first in range(0, weights, _AT_ONCE):
         bars = bars.merge(Bars.of(to_float32(rows.rows(first, min(weights, first + _AT_ONCE)))))
-    return Distribution(bars, not_finite=weights - bars.total)
+    return Distribution(Histogram.of(bars), not_finite=weights - bars.total)
 
 
 def quantized_distribution(
@@ -133,7 +133,7 @@ def _quantized(folder: Folder | None, quantized: QuantizedFolder, name: str, bud
                 if index == 0:
                     grid = grid.with_rows(stored, w)
         picture = grid.picture() if index == 0 else picture
-    return Distribution(values, errors, picture, g.count)
+    return Distribution(Histogram.of(values), Histogram.of(errors), picture, g.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ class _GridSeen:
             return None
         ordered = tuple(sorted(self.found, key=lambda one: (one.low, one.high)))
         apart = all(one.high <= two.low + _rounding(one.high) for one, two in pairwise(ordered))
-        return GridPicture(_axis(self.stored), self.bars, _levels(self.stored), ordered if apart else ())
+        return GridPicture(_axis(self.stored), Histogram.of(self.bars), _levels(self.stored), ordered if apart else ())
 
 
 def _axis(stored: SplitTensor) -> Axis:

@@ -11,7 +11,7 @@ import numpy as np
 
 from splitquant.core.bars import Bars
 from splitquant.errors import MissingExtraError, SpecError, TensorError
-from splitquant.report.distribution import Distribution, GridPicture
+from splitquant.report.distribution import MIDDLE, Distribution, GridPicture
 from splitquant.report.html.places import blocks_in_order, place_of
 from splitquant.report.outcome import Outcome, Report, merged_figures
 from splitquant.report.summary import decibels, what_became_of
@@ -20,7 +20,6 @@ from splitquant.storage.files import write_whole
 
 PICTURES = (".svg", ".png")
 COLOURS = ("#4269d0", "#e8890c", "#e5484d", "#2fa58c", "#9a5be0", "#d6459b", "#7c8f1e", "#7a8699")
-_BARS = 128
 _AXES = {
     "value": "weight",
     "scaled": "weight over the scale of its row or group",
@@ -123,21 +122,22 @@ def write_tensor(target: Path, name: str, outcome: Outcome | None, seen: Distrib
         says.append(", ".join([_text(what_became_of(outcome)), shown_bytes(outcome.stored_bytes), *sqnr]))
     rows[0].set_title("\n".join(says), fontsize=10)
     if errors:
-        _draw_bars(rows[1], seen.errors.middle(0.999), [(-np.inf, np.inf, 2)])
-        rows[1].set(xlabel="stored weight minus weight (the middle 99.9 %)", ylabel="weights")
+        _draw_bars(rows[1], seen.errors.middle or seen.errors.whole, [(-np.inf, np.inf, 2)])
+        part = "" if seen.errors.middle is None else f" (the middle {100 * MIDDLE:g} %)"
+        rows[1].set(xlabel=f"stored weight minus weight{part}", ylabel="weights")
     write_whole(target, drawn(figure, target.suffix.lower().removeprefix(".")))
 
 
 def _draw_values(axes: Any, seen: Distribution) -> None:
     grid = seen.grid
     if grid is None:
-        _draw_bars(axes, seen.values, [(-np.inf, np.inf, 7)])
+        _draw_bars(axes, seen.values.whole, [(-np.inf, np.inf, 7)])
         axes.set(xlabel=_AXES["value"], ylabel="weights")
         return
     borders = _borders(grid)
     ends = [-np.inf, *borders, np.inf]
     stretches = [(ends[i], ends[i + 1], one.cluster) for i, one in enumerate(grid.segments)] or [(-np.inf, np.inf, 0)]
-    _draw_bars(axes, grid.bars, stretches)
+    _draw_bars(axes, grid.values.whole, stretches)
     for border in borders:
         axes.axvline(border, color="black", linestyle="--", linewidth=0.8)
     low, _ = axes.get_ylim()
@@ -166,13 +166,12 @@ def _borders(grid: GridPicture) -> list[float]:
 
 
 def _draw_bars(axes: Any, bars: Bars, stretches: Sequence[tuple[float, float, int]]) -> None:
-    wide = bars.at_most(_BARS)
-    edges = (np.arange(len(wide.counts) + 1) + wide.first) * wide.width
+    edges = (np.arange(len(bars.counts) + 1) + bars.first) * bars.width
     for low, high, colour in stretches:
         left, right = np.maximum(edges[:-1], low), np.minimum(edges[1:], high)
-        some = (left < right) & (wide.counts > 0)
+        some = (left < right) & (bars.counts > 0)
         axes.bar(
-            left[some], wide.counts[some], (right - left)[some], align="edge", color=COLOURS[colour % len(COLOURS)]
+            left[some], bars.counts[some], (right - left)[some], align="edge", color=COLOURS[colour % len(COLOURS)]
         )
     axes.set_xlim(edges[0], edges[-1])
     axes.grid(alpha=0.3)

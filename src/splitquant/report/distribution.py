@@ -3,12 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from splitquant.core.bars import NO_BARS, Bars
 
+MOST_BARS = 128
+MIDDLE = 0.999
+
 Axis = Literal["value", "scaled", "code"]
 """Where levels lie: among the weights, among weights over their row_scale, or among codes (where every row has its own grid)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Bars as few as are drawn: a model may have very many tensors, and the finest bars of each would fill the memory.
+
+    whole: of all values. middle: without the outermost 0.05 % on each side, where that shows finer bars; else None.
+    """
+
+    whole: Bars
+    middle: Bars | None = None
+
+    @classmethod
+    def of(cls, bars: Bars) -> Self:
+        """What is drawn of some bars."""
+        whole, middle = bars.at_most(MOST_BARS), bars.middle(MIDDLE).at_most(MOST_BARS)
+        return cls(whole, middle if middle.exponent < whole.exponent else None)
+
+    @property
+    def total(self) -> int:
+        """How many values there are."""
+        return self.whole.total
+
+
+NO_VALUES = Histogram(NO_BARS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +55,12 @@ class Segment:
 class GridPicture:
     """The grids of a quantized matrix and the values that they are for.
 
-    axis: what the numbers are. bars: of the values there. levels: ascending, by cluster; one tuple where there are no clusters.
+    axis: what the numbers are. values: those of the matrix there. levels: ascending, by cluster; one tuple where there are no clusters.
     segments: ascending; none where there are no clusters, or where they overlap (a value takes the nearest level of any).
     """
 
     axis: Axis
-    bars: Bars
+    values: Histogram
     levels: tuple[tuple[float, ...], ...]
     segments: tuple[Segment, ...]
 
@@ -45,8 +73,8 @@ class Distribution:
     matrices: how many it has. not_finite: how many weights are NaN or infinite, which is possible of kept tensors alone.
     """
 
-    values: Bars
-    errors: Bars = NO_BARS
+    values: Histogram
+    errors: Histogram = NO_VALUES
     grid: GridPicture | None = None
     matrices: int = 1
     not_finite: int = 0

@@ -19,7 +19,7 @@ from splitquant.cli.frontier import with_chosen
 from splitquant.core.bars import Bars
 from splitquant.core.error import ErrorFigures
 from splitquant.core.spec import QuantSpec
-from splitquant.report.distribution import Distribution, GridPicture, Segment
+from splitquant.report.distribution import Distribution, GridPicture, Histogram, Segment
 from splitquant.report.html.content import Content
 from splitquant.report.html.page import page
 from splitquant.report.outcome import Outcome, Report
@@ -165,7 +165,9 @@ def large(tmp_path_factory):
         outcomes.append(
             Outcome(name, "quantized", "", "expert", "BF16", (1000, 1000), 2 * 10**6, 750_000, QuantSpec(), figures)
         )
-        values, errors, scaled = (Bars.of(chance.standard_t(3, 3000).astype(np.float32)) for _ in range(3))
+        values, errors, scaled = (
+            Histogram.of(Bars.of(chance.standard_t(3, 3000).astype(np.float32))) for _ in range(3)
+        )
         segments = tuple(Segment(c - 2.0, c - 1.01, c) for c in range(4))
         levels = tuple(tuple(c - 2 + q / 16 for q in range(16)) for c in range(4))
         seen[name] = Distribution(values, errors, GridPicture("scaled", scaled, levels, segments))

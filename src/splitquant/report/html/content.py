@@ -14,14 +14,12 @@ import numpy as np
 from splitquant.core.bars import Bars
 from splitquant.core.error import ErrorFigures
 from splitquant.plan.planner import PricedPlan
-from splitquant.report.distribution import Distribution, GridPicture
+from splitquant.report.distribution import MIDDLE, Distribution, GridPicture, Histogram
 from splitquant.report.html.places import blocks_in_order, place_of
 from splitquant.report.outcome import Outcome, Report
 from splitquant.report.summary import by_outcome, what_became_of
 from splitquant.version import __version__
 
-BARS = 128
-MIDDLE = 0.999
 _STEPS_PER_OCTAVE = 1024
 
 
@@ -35,6 +33,19 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class Cloud:
+    """A chart of one's own, shown above the tables: points in groups, each group a line in the order of x.
+
+    x, y: what the axes show; points: group, name, x and y of each.
+    """
+
+    title: str
+    x: str
+    y: str
+    points: tuple[tuple[str, str, float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Content:
     """What a page shows.
 
@@ -44,7 +55,7 @@ class Content:
         distributions: by tensor; those that are missing have no pictures.
         frontier: plans of other sizes, by size, where the plan was chosen by size.
         chosen: the plan among them that was taken.
-        tables: more to be shown.
+        clouds, tables: more to be shown, such as schemes that are compared; a page may have these alone.
     """
 
     source: str
@@ -53,6 +64,7 @@ class Content:
     distributions: Mapping[str, Distribution] = field(default_factory=lambda: MappingProxyType({}))
     frontier: Sequence[PricedPlan] = ()
     chosen: PricedPlan | None = None
+    clouds: Sequence[Cloud] = ()
     tables: Sequence[Table] = ()
 
 
@@ -87,6 +99,15 @@ def content_dict(content: Content) -> dict[str, Any]:
                 "chosen": plan is content.chosen,
             }
             for plan in content.frontier
+        ],
+        "clouds": [
+            {
+                "title": one.title,
+                "x": one.x,
+                "y": one.y,
+                "points": [[*text, _short(x), _short(y)] for *text, x, y in one.points],
+            }
+            for one in content.clouds
         ],
         "tables": [{"title": one.title, "columns": one.columns, "rows": one.rows} for one in content.tables],
         "notes": list(content.report.notes),
@@ -140,7 +161,7 @@ def _grid(grid: GridPicture, seen: Distribution) -> dict[str, Any]:
         "parts": [[_short(one.low), _short(one.high), one.cluster] for one in grid.segments],
     }
     if grid.axis != "value" or seen.matrices > 1:
-        data["v"] = _bars(grid.bars)
+        data["v"] = _bars(grid.values)
     return data
 
 
@@ -152,10 +173,9 @@ def _levels(row: Sequence[float]) -> dict[str, Any]:
     return {"at": [_short(level) for level in row]}
 
 
-def _bars(bars: Bars) -> list[Any]:
-    """All of the bars, and the middle of them in finer ones where these are much finer."""
-    whole, middle = bars.at_most(BARS), bars.middle(MIDDLE).at_most(BARS)
-    return [_one(whole), *([_one(middle)] if middle.exponent < whole.exponent else [])]
+def _bars(seen: Histogram) -> list[Any]:
+    """All of the bars, and the middle of them in finer ones where there is one."""
+    return [_one(bars) for bars in (seen.whole, seen.middle) if bars is not None]
 
 
 def _one(bars: Bars) -> list[Any]:

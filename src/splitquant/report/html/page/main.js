@@ -22,12 +22,15 @@ byId('title').textContent = shown(DATA.destination);
 byId('from').textContent = `made from ${shown(DATA.source)}`;
 byId('version').textContent = DATA.version;
 setTheme(THEMES.includes(remembered.get('theme')) ? remembered.get('theme') : 'auto');
-drawCards();
-drawGroups();
-drawKinds();
-drawDepth();
 drawFrontier();
-drawTables();
-buildTable();
-const first = TENSORS.reduce((most, t) => (most === null || t.share > most.share ? t : most), null);
-if (first) choose(first.index);
+drawMore();
+if (TENSORS.length) {
+  drawCards();
+  drawGroups();
+  drawKinds();
+  drawDepth();
+  buildTable();
+  choose(TENSORS.reduce((most, t) => (t.share > most.share ? t : most)).index);
+} else {
+  for (const id of ['cards', 'errors-of-all', 'became', 'work']) byId(id).hidden = true;
+}

@@ -154,16 +154,47 @@ function drawFrontier() {
   }, [points.map((p) => p.bits), points.map((p) => p.sqnr), points.map((p) => (p.chosen ? p.sqnr : null))]);
 }
 
-function drawTables() {
+// Charts and tables that whoever made the page wanted to be on it.
+function drawMore() {
+  const panel = (title, ...children) => {
+    const section = make('section', { class: 'panel' }, make('h2', null, shown(title)), ...children);
+    byId('more').append(section);
+    return section;
+  };
+  for (const { title, x, y, points } of DATA.clouds) drawCloud(panel(title), x, y, points);
   for (const { title, columns, rows } of DATA.tables) {
     const numeric = columns.map((_, i) => rows.some((row) => typeof row[i] === 'number'));
     const cell = (value) => (value === null ? '' : typeof value === 'number' ? digits(value) : shown(value));
-    byId('tables').append(make('section', { class: 'panel' }, make('h2', null, shown(title)), make('div', { class: 'scroll' }, make('table', null,
-      make('thead', null, make('tr', null, ...columns.map((text, i) => make('th', { scope: 'col', class: numeric[i] ? 'number' : null }, shown(text))))),
-      make('tbody', null, ...rows.map((row) => make('tr', null, ...row.map((value, i) => make('td', { class: numeric[i] ? 'number' : null }, cell(value))))))))));
+    const cells = (tag, values, text) => values.map((value, i) => make(tag, { class: numeric[i] ? 'number' : null, scope: tag === 'th' ? 'col' : null }, text(value)));
+    panel(title, make('div', { class: 'scroll' }, make('table', null,
+      make('thead', null, make('tr', null, ...cells('th', columns, shown))),
+      make('tbody', null, ...rows.map((row) => make('tr', null, ...cells('td', row, cell)))))));
   }
   if (DATA.notes.length) {
     byId('notes').hidden = false;
     byId('notes').querySelector('ul').append(...DATA.notes.map((note) => make('li', null, shown(note))));
   }
+}
+
+function drawCloud(section, x, y, points) {
+  const groups = [...groupedBy(points, ([group]) => group).keys()];
+  const sorted = [...points].sort((a, b) => a[2] - b[2]);
+  const host = make('div', { class: 'chart tall' });
+  section.append(make('div', { class: 'legend' }, ...groups.map((group, i) => make('span', null, make('i', { class: 'swatch', '--paint': `var(--c${i % COLOURS})` }), shown(group)))), host);
+  chart(host, {
+    height: host.clientHeight || 360,
+    label: `${shown(y)} against ${shown(x)}, ${points.length} points; the tables have the same figures`,
+    cursor: { y: false, drag: { x: true, y: false }, points: { show: false } },
+    scales: { x: { time: false } },
+    axes: [axis({ size: 28, label: shown(x), labelSize: 18, labelGap: 0 }), axis({ size: 52, label: shown(y), labelSize: 16, labelGap: 0 })],
+    series: [{}, ...groups.map((_, i) => ({ stroke: () => colour(i), width: 1.5, spanGaps: true, points: { show: true, size: 9, fill: () => colour(i) } }))],
+    note(u) {
+      let best = null;
+      for (const point of sorted) {
+        const away = Math.hypot(u.valToPos(point[2], 'x') - u.cursor.left, u.valToPos(point[3], 'y') - u.cursor.top);
+        if (!best || away < best.away) best = { away, point };
+      }
+      return best && best.away < 60 ? [shown(best.point[1]), `${shown(x)}: ${digits(best.point[2])}`, `${shown(y)}: ${digits(best.point[3])}`] : null;
+    },
+  }, [sorted.map((p) => p[2]), ...groups.map((group) => sorted.map((p) => (p[0] === group ? p[3] : null)))]);
 }
