@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from splitquant.api import Job, files_of, is_onnx, result_page, source_bytes
-from splitquant.cli.terminal import CAN_GO_ON, byte_progress, check_json_target, say, write_json
+from splitquant.cli.terminal import CAN_GO_ON, byte_progress, check_json_target, check_page_target, say, write_json
 from splitquant.errors import SpecError, TensorError
 from splitquant.plan.plan import Plan
 from splitquant.plan.planner import PricedPlan
@@ -51,6 +51,7 @@ class Conversion:
             )
         for target in targets:
             check_json_target(target, *files_of(self.source, self.output))
+        check_page_target(self.report, "--report")
         if self.report is not None and self.dry_run:
             raise SpecError("--report shows what was made, and --dry-run makes nothing; leave one of them out")
         if self.plot is not None:

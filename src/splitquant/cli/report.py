@@ -28,7 +28,7 @@ def report(
     Example: splitquant report Llama-3.2-1B Llama-3.2-1B-int4 -o report.html
     """
     from splitquant import api
-    from splitquant.cli.terminal import byte_progress, check_json_target, say
+    from splitquant.cli.terminal import byte_progress, check_page_target, say
     from splitquant.errors import SpecError
     from splitquant.sizes import shown_bytes
     from splitquant.storage.files import write_whole
@@ -38,7 +38,7 @@ def report(
             f"{source}: is an .onnx file, and what was made of one holds no figures; have them drawn while it is made: "
             "splitquant quantize SRC.onnx -o DST.onnx --report FILE.html"
         )
-    check_json_target(output, *api.files_of(source, quantized))
+    check_page_target(output, "-o", *api.files_of(source, quantized))
     with byte_progress("reading", api.source_bytes(source), quiet=quiet) as advance:
         text = api.html_report(source, quantized, max_memory=max_memory, threads=threads, advance=advance)
     write_whole(output, text.encode())

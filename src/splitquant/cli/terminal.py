@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from splitquant.cli.signals import exit_code_of
-from splitquant.errors import DestinationError, SplitQuantError
+from splitquant.errors import DestinationError, SpecError, SplitQuantError
 from splitquant.storage.files import write_whole
 
 
@@ -112,6 +112,13 @@ def check_json_target(target: Path | None, *taken: Path) -> None:
         raise DestinationError(f"{target}: is the source or the destination itself; choose another file")
     if target.is_dir() or not target.absolute().parent.is_dir():
         raise DestinationError(f"{target}: cannot be written (no such folder, or itself a folder); choose another file")
+
+
+def check_page_target(target: Path | None, option: str, *taken: Path) -> None:
+    """Refuse a place for an HTML page as `check_json_target` does, and any name but one of a page: a slip would cost a model."""
+    if target is not None and target.suffix.lower() not in (".html", ".htm"):
+        raise SpecError(f"{option} is {target}; expected a file that ends in .html")
+    check_json_target(target, *taken)
 
 
 def write_json(target: Path | None, data: Any) -> None:

@@ -20,7 +20,7 @@ from splitquant.core.bars import Bars
 from splitquant.core.error import ErrorFigures
 from splitquant.core.spec import QuantSpec
 from splitquant.report.distribution import Distribution, GridPicture, Histogram, Segment
-from splitquant.report.html.content import Content
+from splitquant.report.html.content import Cloud, Content, Table
 from splitquant.report.html.page import page
 from splitquant.report.outcome import Outcome, Report
 from splitquant.storage.resources import Resources
@@ -330,6 +330,48 @@ def test_the_whole_model(browser, file):
     before = shown.colours("#depth")[shown.paint("--c1")]
     shown.click("#depth-legend button:nth-child(2)")
     assert shown.colours("#depth").get(shown.paint("--c1"), 0) < before / 4
+
+
+def test_the_pointer(browser, file):
+    """What it is on is told in a note; a click on a point of the depth shows its tensor."""
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    shown = browser.open(file, height=1200)
+    for chart, says in (("#values", "weights ("), ("#frontier", "bits per weight"), ("#depth", " dB")):
+        place = browser.driver.find_element("css selector", f"{chart} .u-over")
+        ActionChains(browser.driver).move_to_element(place).perform()
+        assert says in shown.text(f"{chart} .bubble")
+        assert not shown.js("return document.querySelector(arguments[0]).hidden", f"{chart} .bubble")
+    name = shown.js("return document.querySelectorAll('#depth .bubble div')[1].textContent")
+    ActionChains(browser.driver).click().perform()
+    assert shown.text("#detail h2").endswith(f".{name}.weight") or "script" in name
+    assert shown.complaints() == []
+
+
+def test_charts_and_tables_of_ones_own(browser, tmp_path):
+    """A page may have these alone, as a comparison of schemes does; what there is nothing of is not shown."""
+    points = tuple(
+        (group, f"INT{bits}", bits + more, 6.0 * bits) for bits in (2, 4) for group, more in (("a", 0), ("b", 2))
+    )
+    table = Table("Schemes", ("scheme", "bits"), (("<b>INT4</b>", 4.5), ("INT2", None)))
+    content = Content("m", "m, compared", Report(()), clouds=(Cloud("Quality", "bits", "dB", points),), tables=(table,))
+    (tmp_path / "page.html").write_text(page(content), encoding="utf-8")
+    shown = browser.open(tmp_path / "page.html", width=390)
+    assert shown.js(
+        "return [...document.querySelectorAll('main h2')].filter(e => e.offsetParent).map(e => e.textContent)"
+    ) == [
+        "Quality",
+        "Schemes",
+    ]
+    assert shown.js("return [...document.querySelectorAll('#more td')].map(e => e.textContent)") == [
+        "<b>INT4</b>",
+        "4.5",
+        "INT2",
+        "",
+    ]
+    colours = shown.colours("#more")
+    assert all(colours[shown.paint(f"--c{number}")] > 50 for number in (0, 1))
+    assert shown.complaints() == []
 
 
 def test_print(browser, file):
