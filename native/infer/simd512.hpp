@@ -9,6 +9,22 @@ namespace splitquant::infer::SPLITQUANT_ISA {
 
 using F = __m512;
 
+// body(0), body(1), ... body(N - 1) without a loop: arrays indexed so are split into registers before anything else is
+// decided (in loops, even of fixed length, GCC keeps arrays of accumulators in memory).
+template <size I>
+struct Index {
+    static constexpr size value = I;
+    constexpr operator size() const { return I; }
+};
+template <size N, class Body>
+__attribute__((always_inline)) inline void times(Body body) {
+    if constexpr (N > 0) {
+        times<N - 1>(body);
+        body(Index<N - 1>{});
+    }
+}
+#define SPLITQUANT_INLINE __attribute__((always_inline))
+
 inline __mmask16 first_floats(size n) { return static_cast<__mmask16>(n >= 16 ? 0xFFFF : (1u << n) - 1); }
 
 // n floats of a kind, continued by zeros.

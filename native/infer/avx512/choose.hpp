@@ -58,10 +58,12 @@ inline void fast_multiply(const Product& p, const u8* packed, size from, size to
             using Source = typename decltype(source)::type;
             using Table = typename decltype(table)::type;
             using Dot = typename decltype(dot)::type;
-            if (has_groups(p.weight)) {
-                Multiply<Source, Table, Dot, true>(p, packed, scratch).units(from, to);
+            if (!has_groups(p.weight)) {
+                Multiply<Source, Table, Dot, BY_ROW>(p, packed, scratch).units(from, to);
+            } else if (!p.weight.zero) {
+                Multiply<Source, Table, Dot, BY_GROUP>(p, packed, scratch).units(from, to);
             } else {
-                Multiply<Source, Table, Dot, false>(p, packed, scratch).units(from, to);
+                Multiply<Source, Table, Dot, BY_GROUP_WITH_ZEROS>(p, packed, scratch).units(from, to);
             }
         });
     });

@@ -7,6 +7,8 @@
 
 namespace splitquant::infer::SPLITQUANT_ISA {
 
+enum Scaling { BY_ROW, BY_GROUP, BY_GROUP_WITH_ZEROS };
+
 constexpr size TILE_ROWS = 4;
 constexpr size TILE_TOKENS = 6;
 constexpr size FEW = 2;  // tokens up to which every decoded register is used at once
@@ -83,22 +85,22 @@ inline F sum_lanes(const float* v) {
     return _mm512_add_ps(_mm512_shuffle_f32x4(first, last, 0x88), _mm512_shuffle_f32x4(first, last, 0xDD));
 }
 
-template <class Source, class Table, class Dot, bool GROUPED>
-struct Multiply {
+// What is done with decoded rows; it does not depend on how they were decoded.
+template <class Dot, Scaling SCALING>
+struct Tiles {
+    static constexpr bool GROUPED = SCALING != BY_ROW;
+    static constexpr bool ZEROS = SCALING == BY_GROUP_WITH_ZEROS;
     using Input = typename Dot::Input;
 
     const Product& p;
     const Weight& w;
     const u8* packed;
     Layout<Dot> layout;
-    Source source;
-    Table table;
     LaneScales lanes;
     Scratch scratch;
 
-    Multiply(const Product& product, const u8* inputs, u8* memory)
-        : p(product), w(product.weight), packed(inputs), layout{w.blocks(), GROUPED}, source(w), table(w.levels),
-          lanes(w, Source::QUARTERS), scratch(w, memory) {
+    Tiles(const Product& product, bool quarters, const u8* inputs, u8* memory)
+        : p(product), w(product.weight), packed(inputs), layout{w.blocks(), GROUPED}, lanes(w, quarters), scratch(w, memory) {
         if constexpr (GROUPED) {  // numbers behind the last group meet inputs of zero, and must be finite
             for (float* at = scratch.scales; at < scratch.scales + 2 * UNIT * scratch.stride; ++at) *at = 0.0f;
         }
@@ -108,182 +110,115 @@ struct Multiply {
     const float* lane_sums(size token) const {
         return reinterpret_cast<const float*>(packed + token * layout.token_bytes() + layout.vectors_bytes());
     }
-
-    // Calls body(block, words) for every block of a row, with its levels.
-    template <class Body>
-    inline void walk(size row, Body body) const {
-        // Copies in local variables stay in registers: what bodies store could be these members.
-        const Source from = source;
-        const Table to = table;
-        const size code_step = 16 * static_cast<size>(w.bits), id_step = 16 * static_cast<size>(w.id_bits);
-        const u8* codes = w.codes + row * w.codes_width();
-        const u8* ids = w.ids ? w.ids + row * w.ids_width() : nullptr;
-        const size whole = w.cols / BLOCK;
-        V first, second, words[4];
-        for (size b = 0; b < whole; ++b) {
-            _mm_prefetch(reinterpret_cast<const char*>(codes) + 4096, _MM_HINT_T0);
-            if (ids) _mm_prefetch(reinterpret_cast<const char*>(ids) + 2048, _MM_HINT_T0);
-            from.template indices<true>(codes, ids, 64, 64, first, second);
-            to.levels(first, words[0], words[1]);
-            to.levels(second, words[2], words[3]);
-            body(b, words);
-            codes += code_step;
-            ids = ids ? ids + id_step : nullptr;
-        }
-        if (size left = w.cols % BLOCK) {
-            from.template indices<false>(codes, ids, plane_width(left, w.bits), plane_width(left, w.id_bits), first, second);
-            to.levels(first, words[0], words[1]);
-            to.levels(second, words[2], words[3]);
-            body(whole, words);
-        }
-    }
+    const u16* words(size slot) const { return scratch.words + slot * layout.blocks * BLOCK; }
 
     void load_numbers(size row, size slot) const {
-        if constexpr (GROUPED) {
-            scales_of(w, row, scratch.scales + slot * scratch.stride);
-            if (w.zero) zeros_of(w, row, scratch.zeros + slot * scratch.stride);
+        if constexpr (GROUPED) scales_of(w, row, scratch.scales + slot * scratch.stride);
+        if constexpr (ZEROS) zeros_of(w, row, scratch.zeros + slot * scratch.stride);
+    }
+
+    // The row_scales and zero points of a block of a row.
+    struct Numbers {
+        F scale[2], zero[2];
+
+        inline Numbers(const Tiles& m, size block, size slot) {
+            m.lanes.of_block(m.scratch.scales + slot * m.scratch.stride, block, scale[0], scale[1]);
+            if constexpr (ZEROS) m.lanes.of_block(m.scratch.zeros + slot * m.scratch.stride, block, zero[0], zero[1]);
         }
-    }
+    };
 
-    // One row times T tokens, into the row's vectors of sums.
-    template <size T>
-    void row_by_tokens(size token, size row, size slot) const {
-        const Input* x[T];
-        for (size t = 0; t < T; ++t) x[t] = inputs(token + t);
-        if constexpr (GROUPED) {
-            load_numbers(row, slot);
-            const float* scales = scratch.scales + slot * scratch.stride;
-            const float* zeros = w.zero ? scratch.zeros + slot * scratch.stride : nullptr;
-            F sum[T];
-            for (size t = 0; t < T; ++t) sum[t] = _mm512_setzero_ps();
-            walk(row, [&](size b, const V* words) {
-                F s0, s1, z0, z1;
-                lanes.of_block(scales, b, s0, s1);
-                if (zeros) lanes.of_block(zeros, b, z0, z1);
-                for (size t = 0; t < T; ++t) {
-                    F a, c;
-                    closed(words, x[t] + layout.vector(0, b), a, c);
-                    if (zeros) {
-                        const float* of_lanes = lane_sums(token + t) + 32 * b;
-                        a = _mm512_fnmadd_ps(z0, _mm512_load_ps(of_lanes), a);
-                        c = _mm512_fnmadd_ps(z1, _mm512_load_ps(of_lanes + 16), c);
-                    }
-                    sum[t] = _mm512_fmadd_ps(s1, c, _mm512_fmadd_ps(s0, a, sum[t]));
-                }
-            });
-            for (size t = 0; t < T; ++t) _mm512_store_ps(scratch.sums + (t * UNIT + slot) * 16, sum[t]);
-        } else {
-            F sum[4][T];
-            for (size s = 0; s < 4; ++s) {
-                for (size t = 0; t < T; ++t) sum[s][t] = _mm512_setzero_ps();
-            }
-            walk(row, [&](size b, const V* words) {
-                for (size t = 0; t < T; ++t) {
-                    for (size s = 0; s < 4; ++s) sum[s][t] = Dot::step(sum[s][t], words[s], x[t] + layout.vector(s, b));
-                }
-            });
-            for (size t = 0; t < T; ++t) {
-                F all = _mm512_add_ps(_mm512_add_ps(sum[0][t], sum[1][t]), _mm512_add_ps(sum[2][t], sum[3][t]));
-                _mm512_store_ps(scratch.sums + (t * UNIT + slot) * 16, all);
-            }
+    // Adds a block whose columns have scales of their own: its two halves are summed first.
+    SPLITQUANT_INLINE inline F closed(const Numbers& n, const V (&words)[4], size token, size b, F sum) const {
+        const Input* x = inputs(token) + layout.vector(0, b);
+        F first = Dot::step(Dot::step(_mm512_setzero_ps(), words[0], x), words[1], x + 32);
+        F second = Dot::step(Dot::step(_mm512_setzero_ps(), words[2], x + 64), words[3], x + 96);
+        if constexpr (ZEROS) {
+            const float* of_lanes = lane_sums(token) + 32 * b;
+            first = _mm512_fnmadd_ps(n.zero[0], _mm512_load_ps(of_lanes), first);
+            second = _mm512_fnmadd_ps(n.zero[1], _mm512_load_ps(of_lanes + 16), second);
         }
-    }
-
-    // The products of a block's two halves.
-    static inline void closed(const V* words, const Input* x, F& first, F& second) {
-        first = Dot::step(Dot::step(_mm512_setzero_ps(), words[0], x), words[1], x + 32);
-        second = Dot::step(Dot::step(_mm512_setzero_ps(), words[2], x + 64), words[3], x + 96);
-    }
-
-    void decode(size row, size slot) const {
-        u16* out = scratch.words + slot * layout.blocks * BLOCK;
-        load_numbers(row, slot);
-        walk(row, [&](size b, const V* words) {
-            for (size s = 0; s < 4; ++s) _mm512_store_si512(out + layout.vector(s, b), words[s]);
-        });
+        return _mm512_fmadd_ps(n.scale[1], second, _mm512_fmadd_ps(n.scale[0], first, sum));
     }
 
     // Four decoded rows times T tokens.
     template <size T>
     __attribute__((noinline)) void tile(size token, size slot) const {
-        const u16* words[TILE_ROWS];
-        const Input* x[T];
-        for (size r = 0; r < TILE_ROWS; ++r) words[r] = scratch.words + (slot + r) * layout.blocks * BLOCK;
-        for (size t = 0; t < T; ++t) x[t] = inputs(token + t);
+        constexpr size R = TILE_ROWS;
+        const size stride = layout.blocks * BLOCK, token_stride = layout.token_bytes() / sizeof(Input);
+        const u16* rows = words(slot);
+        const Input* x = inputs(token);
         float* sums = scratch.sums + slot * 16;
         for (size s = 0; s < 4; ++s) {
-            F sum[TILE_ROWS][T];
-            for (size r = 0; r < TILE_ROWS; ++r) {
-                for (size t = 0; t < T; ++t) sum[r][t] = _mm512_setzero_ps();
-            }
+            F sum[R * T];
+            times<R * T>([&](auto i) SPLITQUANT_INLINE { sum[i] = _mm512_setzero_ps(); });
             const size begin = layout.vector(s, 0), end = begin + 32 * layout.blocks;
             for (size at = begin; at < end; at += 32) {
-                for (size r = 0; r < TILE_ROWS; ++r) {
-                    V word = _mm512_load_si512(words[r] + at);
-                    for (size t = 0; t < T; ++t) sum[r][t] = Dot::step(sum[r][t], word, x[t] + at);
-                }
+                times<R>([&](auto r) SPLITQUANT_INLINE {
+                    V word = _mm512_load_si512(rows + r * stride + at);
+                    times<T>([&](auto t) SPLITQUANT_INLINE {
+                        sum[r * T + t] = Dot::step(sum[r * T + t], word, x + t * token_stride + at);
+                    });
+                });
             }
-            for (size r = 0; r < TILE_ROWS; ++r) {
-                for (size t = 0; t < T; ++t) {
-                    float* all = sums + (t * UNIT + r) * 16;
-                    float* half = scratch.halves + (t * TILE_ROWS + r) * 16;
-                    if (s == 0) _mm512_store_ps(all, sum[r][t]);
-                    if (s == 1) _mm512_store_ps(all, _mm512_add_ps(_mm512_load_ps(all), sum[r][t]));
-                    if (s == 2) _mm512_store_ps(half, sum[r][t]);
-                    if (s == 3) {
-                        F second = _mm512_add_ps(_mm512_load_ps(half), sum[r][t]);
-                        _mm512_store_ps(all, _mm512_add_ps(_mm512_load_ps(all), second));
-                    }
+            times<R * T>([&](auto i) SPLITQUANT_INLINE {
+                constexpr size r = i.value / T, t = i.value % T;
+                float* all = sums + (t * UNIT + r) * 16;
+                float* half = scratch.halves + (t * R + r) * 16;
+                if (s == 0) _mm512_store_ps(all, sum[i]);
+                if (s == 1) _mm512_store_ps(all, _mm512_add_ps(_mm512_load_ps(all), sum[i]));
+                if (s == 2) _mm512_store_ps(half, sum[i]);
+                if (s == 3) {
+                    F second = _mm512_add_ps(_mm512_load_ps(half), sum[i]);
+                    _mm512_store_ps(all, _mm512_add_ps(_mm512_load_ps(all), second));
                 }
-            }
+            });
         }
     }
 
-    // The same where every group of columns has a scale of its own.
-    template <size R, size T>
-    __attribute__((noinline)) void tile_of_groups(size token, size slot) const {
-        F sum[R][T];
-        for (size r = 0; r < R; ++r) {
-            for (size t = 0; t < T; ++t) sum[r][t] = _mm512_setzero_ps();
-        }
+    // One decoded row, whose groups of columns have scales of their own, times T tokens.
+    template <size T>
+    __attribute__((noinline)) void row_of_groups(size token, size slot) const {
+        F sum[T];
+        times<T>([&](auto t) SPLITQUANT_INLINE { sum[t] = _mm512_setzero_ps(); });
         for (size b = 0; b < layout.blocks; ++b) {
-            const size at = layout.vector(0, b);
-            for (size r = 0; r < R; ++r) {
-                const u16* from = scratch.words + (slot + r) * layout.blocks * BLOCK + at;
-                V words[4];
-                for (size s = 0; s < 4; ++s) words[s] = _mm512_load_si512(from + 32 * s);
-                F s0, s1, z0, z1;
-                lanes.of_block(scratch.scales + (slot + r) * scratch.stride, b, s0, s1);
-                if (w.zero) lanes.of_block(scratch.zeros + (slot + r) * scratch.stride, b, z0, z1);
-                for (size t = 0; t < T; ++t) {
-                    F a, c;
-                    closed(words, inputs(token + t) + at, a, c);
-                    if (w.zero) {
-                        const float* of_lanes = lane_sums(token + t) + 32 * b;
-                        a = _mm512_fnmadd_ps(z0, _mm512_load_ps(of_lanes), a);
-                        c = _mm512_fnmadd_ps(z1, _mm512_load_ps(of_lanes + 16), c);
-                    }
-                    sum[r][t] = _mm512_fmadd_ps(s1, c, _mm512_fmadd_ps(s0, a, sum[r][t]));
-                }
-            }
+            const u16* from = words(slot) + layout.vector(0, b);
+            V loaded[4];
+            times<4>([&](auto s) SPLITQUANT_INLINE { loaded[s] = _mm512_load_si512(from + 32 * s); });
+            const Numbers numbers(*this, b, slot);
+            times<T>([&](auto t) SPLITQUANT_INLINE { sum[t] = closed(numbers, loaded, token + t, b, sum[t]); });
         }
-        for (size r = 0; r < R; ++r) {
-            for (size t = 0; t < T; ++t) _mm512_store_ps(scratch.sums + (t * UNIT + slot + r) * 16, sum[r][t]);
-        }
+        times<T>([&](auto t) SPLITQUANT_INLINE { _mm512_store_ps(scratch.sums + (t * UNIT + slot) * 16, sum[t]); });
     }
 
     template <size T>
-    void tiles(size token, size rows) const {
-        for (size slot = 0; slot < rows; slot += TILE_ROWS) {
-            if constexpr (GROUPED) {
-                tile_of_groups<TILE_ROWS, T>(token, slot);
-            } else {
-                tile<T>(token, slot);
-            }
+    void decoded_by_tokens(size token, size rows) const {
+        if constexpr (GROUPED) {
+            for (size slot = 0; slot < rows; ++slot) row_of_groups<T>(token, slot);
+        } else {
+            for (size slot = 0; slot < rows; slot += TILE_ROWS) tile<T>(token, slot);
         }
     }
 
-    // The results of a unit of rows for T tokens, from their vectors of sums.
+    // The results of some tokens for rows that were decoded.
+    void decoded(size row, size rows) const {
+        // Tiles of about the same size: eight tokens are 4 + 4, not 6 + 2.
+        const size count = (p.tokens + TILE_TOKENS - 1) / TILE_TOKENS;
+        for (size n = 0, token = 0; n < count; ++n) {
+            const size t = (p.tokens - token + count - n - 1) / (count - n);
+            switch (t) {
+                case 1: decoded_by_tokens<1>(token, rows); break;
+                case 2: decoded_by_tokens<2>(token, rows); break;
+                case 3: decoded_by_tokens<3>(token, rows); break;
+                case 4: decoded_by_tokens<4>(token, rows); break;
+                case 5: decoded_by_tokens<5>(token, rows); break;
+                default: decoded_by_tokens<6>(token, rows); break;
+            }
+            finish(token, t, row, rows);
+            token += t;
+        }
+    }
+
+    // The results of a unit of rows for some tokens, from their vectors of sums.
     void finish(size token, size count, size row, size rows) const {
         F scale = _mm512_set1_ps(w.scale), zero = _mm512_setzero_ps();
         if (!GROUPED && w.row_scale) scale = _mm512_mul_ps(scale, load_floats(w.row_scale, w.scale_kind, row, rows));
@@ -302,33 +237,103 @@ struct Multiply {
             store_floats(p.out, p.kind, (token + t) * w.rows + row, rows, _mm512_add_ps(sum, bias));
         }
     }
+};
+
+template <class Source, class Table, class Dot, Scaling SCALING>
+struct Multiply : Tiles<Dot, SCALING> {
+    using Base = Tiles<Dot, SCALING>;
+    using typename Base::Input;
+    using Base::p, Base::w, Base::layout, Base::scratch;
+
+    Source source;
+    Table table;
+
+    Multiply(const Product& product, const u8* inputs, u8* memory)
+        : Base(product, Source::QUARTERS, inputs, memory), source(product.weight), table(product.weight.levels) {}
+
+    // Calls body(block, words) for every block of a row, with its levels.
+    template <class Body>
+    SPLITQUANT_INLINE inline void walk(size row, Body body) const {
+        // Copies in local variables stay in registers: what bodies store could be these members.
+        const Source from = source;
+        const Table to = table;
+        const size code_step = 16 * static_cast<size>(w.bits), id_step = 16 * static_cast<size>(w.id_bits);
+        const u8* codes = w.codes + row * w.codes_width();
+        const u8* ids = w.ids ? w.ids + row * w.ids_width() : codes;
+        const size whole = w.cols / BLOCK;
+        V first, second, words[4];
+        for (size b = 0; b < whole; ++b) {
+            _mm_prefetch(reinterpret_cast<const char*>(codes) + 4096, _MM_HINT_T0);
+            if (Source::IDS) _mm_prefetch(reinterpret_cast<const char*>(ids) + 2048, _MM_HINT_T0);
+            from.template indices<true>(codes, ids, 64, 64, first, second);
+            to.levels(first, words[0], words[1]);
+            to.levels(second, words[2], words[3]);
+            body(b, words);
+            codes += code_step;
+            ids += id_step;
+        }
+        if (size left = w.cols % BLOCK) {
+            from.template indices<false>(codes, ids, plane_width(left, w.bits), plane_width(left, w.id_bits), first, second);
+            to.levels(first, words[0], words[1]);
+            to.levels(second, words[2], words[3]);
+            body(whole, words);
+        }
+    }
+
+    // One row times T tokens, into the row's vectors of sums.
+    template <size T>
+    __attribute__((noinline)) void row_by_tokens(size row, size slot) const {
+        float* const sums = scratch.sums + slot * 16;
+        const size vector = layout.vector(1, 0), step = layout.vector(0, 1);
+        if constexpr (Base::GROUPED) {
+            this->load_numbers(row, slot);
+            F sum[T];
+            times<T>([&](auto t) SPLITQUANT_INLINE { sum[t] = _mm512_setzero_ps(); });
+            walk(row, [&](size b, const V (&words)[4]) SPLITQUANT_INLINE {
+                const typename Base::Numbers numbers(*this, b, slot);
+                times<T>([&](auto t) SPLITQUANT_INLINE { sum[t] = this->closed(numbers, words, t, b, sum[t]); });
+            });
+            times<T>([&](auto t) SPLITQUANT_INLINE { _mm512_store_ps(sums + t * UNIT * 16, sum[t]); });
+        } else {
+            const Input* x[T];
+            times<T>([&](auto t) SPLITQUANT_INLINE { x[t] = this->inputs(t); });
+            F sum[4 * T];
+            times<4 * T>([&](auto i) SPLITQUANT_INLINE { sum[i] = _mm512_setzero_ps(); });
+            walk(row, [&](size b, const V (&words)[4]) SPLITQUANT_INLINE {
+                times<T>([&](auto t) SPLITQUANT_INLINE {
+                    times<4>([&](auto s) SPLITQUANT_INLINE {
+                        sum[4 * t + s] = Dot::step(sum[4 * t + s], words[s], x[t] + s * vector + b * step);
+                    });
+                });
+            });
+            times<T>([&](auto t) SPLITQUANT_INLINE {
+                F first = _mm512_add_ps(sum[4 * t], sum[4 * t + 1]), second = _mm512_add_ps(sum[4 * t + 2], sum[4 * t + 3]);
+                _mm512_store_ps(sums + t * UNIT * 16, _mm512_add_ps(first, second));
+            });
+        }
+    }
+
+    __attribute__((noinline)) void decode(size row, size slot) const {
+        u16* out = scratch.words + slot * layout.blocks * BLOCK;
+        const size vector = layout.vector(1, 0), step = layout.vector(0, 1);
+        this->load_numbers(row, slot);
+        walk(row, [&](size b, const V (&words)[4]) SPLITQUANT_INLINE {
+            times<4>([&](auto s) SPLITQUANT_INLINE { _mm512_store_si512(out + s * vector + b * step, words[s]); });
+        });
+    }
 
     void units(size from, size to) const {
         for (size unit = from; unit < to; ++unit) {
             const size row = unit * UNIT, rows = row + UNIT < w.rows ? UNIT : w.rows - row;
             if (p.tokens <= FEW) {
                 for (size i = 0; i < rows; ++i) {
-                    if (p.tokens == 1) row_by_tokens<1>(0, row + i, i);
-                    if (p.tokens == 2) row_by_tokens<2>(0, row + i, i);
+                    if (p.tokens == 1) row_by_tokens<1>(row + i, i);
+                    if (p.tokens == 2) row_by_tokens<2>(row + i, i);
                 }
-                finish(0, p.tokens, row, rows);
-                continue;
-            }
-            for (size i = 0; i < rows; ++i) decode(row + i, i);
-            // Tiles of about the same size: eight tokens are 4 + 4, not 6 + 2.
-            const size count = (p.tokens + TILE_TOKENS - 1) / TILE_TOKENS;
-            for (size n = 0, token = 0; n < count; ++n) {
-                const size t = (p.tokens - token + count - n - 1) / (count - n);
-                switch (t) {
-                    case 1: tiles<1>(token, rows); break;
-                    case 2: tiles<2>(token, rows); break;
-                    case 3: tiles<3>(token, rows); break;
-                    case 4: tiles<4>(token, rows); break;
-                    case 5: tiles<5>(token, rows); break;
-                    default: tiles<6>(token, rows); break;
-                }
-                finish(token, t, row, rows);
-                token += t;
+                this->finish(0, p.tokens, row, rows);
+            } else {
+                for (size i = 0; i < rows; ++i) decode(row + i, i);
+                this->decoded(row, rows);
             }
         }
     }

@@ -35,9 +35,9 @@ struct Fields {
 };
 
 // Four-bit codes, with or without ids: even codes need no instruction, odd ones a shift.
-template <bool IDS>
+template <bool IDS_>
 struct Nibbles {
-    static constexpr bool QUARTERS = true;
+    static constexpr bool QUARTERS = true, IDS = IDS_;
     V id_from, id_shift0, id_shift1, low;
     __mmask64 whole_codes, whole_ids;
 
@@ -71,7 +71,7 @@ struct Nibbles {
 // Any other width.
 template <bool QUARTERS_>
 struct AnyBits {
-    static constexpr bool QUARTERS = QUARTERS_;
+    static constexpr bool QUARTERS = QUARTERS_, IDS = true;  // whether there are ids is asked for each block
     V from, shift0, shift1, id_from0, id_from1, id_shift0, id_shift1, low;
     __mmask64 whole_codes, whole_ids;
     size half_bytes;
