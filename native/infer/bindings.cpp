@@ -58,24 +58,48 @@ struct Packed {
     }
 };
 
+// The addresses of a weight's planes, 0 where there is none.
+struct Addresses {
+    std::uintptr_t codes, clusters, scale, offset, levels, row_scale, zero_point;
+};
+
+// The weight that the planes stand for; `table` has 256 floats.
+Weight weight_of(const Packed& packed, const Addresses& planes, float* table) {
+    Weight w = packed.weight;
+    Grids g = packed.grids;
+    w.codes = at<const u8>(planes.codes);
+    w.ids = w.id_bits ? at<const u8>(planes.clusters) : nullptr;
+    require(w.codes && (!w.id_bits || w.ids), "there are no planes");
+    w.row_scale = at<const void>(planes.row_scale);
+    w.zero = at<const u8>(planes.zero_point);
+    g.scale = at<const float>(planes.scale);
+    g.offset = at<const float>(planes.offset);
+    g.levels = at<const float>(planes.levels);
+    require(g.levels || (g.scale && g.offset) || w.zero, "there are no levels");
+    fill_levels(g, w, table);
+    return w;
+}
+
+void decode_rows(const Packed& packed, std::uintptr_t codes, std::uintptr_t clusters, std::uintptr_t scale,
+                 std::uintptr_t offset, std::uintptr_t levels, std::uintptr_t row_scale, std::uintptr_t zero_point,
+                 size first, size count, std::uintptr_t out, size threads) {
+    alignas(LINE) float table[256];
+    const Weight w = weight_of(packed, {codes, clusters, scale, offset, levels, row_scale, zero_point}, table);
+    require(first + count <= w.rows, "there are fewer rows");
+    nb::gil_scoped_release unlocked;
+    const Kernels& kernels = *chosen().load();
+    on_threads(count, 16, threads, [&](size from, size to) {
+        kernels.decode(w, first + from, first + to, at<float>(out) + from * w.cols);
+    });
+}
+
 void linear(const Packed& packed, std::uintptr_t codes, std::uintptr_t clusters, std::uintptr_t scale, std::uintptr_t offset,
             std::uintptr_t levels, std::uintptr_t row_scale, std::uintptr_t zero_point, std::uintptr_t x, int kind, size tokens,
             std::uintptr_t bias, std::uintptr_t out, size threads) {
     require(kind >= 0 && kind <= 2, "kind is not 0, 1 or 2");
-    Weight w = packed.weight;
-    Grids g = packed.grids;
-    w.codes = at<const u8>(codes);
-    w.ids = w.id_bits ? at<const u8>(clusters) : nullptr;
-    require(w.codes && (!w.id_bits || w.ids), "there are no planes");
-    w.row_scale = at<const void>(row_scale);
-    w.zero = at<const u8>(zero_point);
-    g.scale = at<const float>(scale);
-    g.offset = at<const float>(offset);
-    g.levels = at<const float>(levels);
-    require(g.levels || (g.scale && g.offset) || w.zero, "there are no levels");
     alignas(LINE) float table[256];
+    const Weight w = weight_of(packed, {codes, clusters, scale, offset, levels, row_scale, zero_point}, table);
     nb::gil_scoped_release unlocked;
-    fill_levels(g, w, table);
     const Product product = {w, tokens, static_cast<Kind>(kind), at<const void>(x), at<const void>(bias), at<void>(out)};
     const Kernels& kernels = *chosen().load();
     Memory inputs = allocate(tokens * kernels.packed_bytes(product));
@@ -109,6 +133,7 @@ void bind(nb::module_& m) {
     nb::class_<Packed>(m, "Packed", "The numbers of a packed weight that products need beside its planes.")
         .def(nb::init<size, size, int, size, bool, int, int, size, size>());
     m.def("linear", &linear, "Inputs times a packed weight; see splitquant.torch.products.");
+    m.def("decode_rows", &decode_rows, "Some rows of a packed weight in float32.");
     m.def("product_kernels", [] {
         std::vector<std::string> names;
         for (const Kernels* set : available()) names.emplace_back(set->name);

@@ -54,6 +54,8 @@ struct Kernels {
     void (*pack)(const Product& product, u8* packed, size from, size to);
     // The results of some units of rows, for all tokens.
     void (*multiply)(const Product& product, const u8* packed, size from, size to, u8* scratch);
+    // Rows in float32, [to - from, cols].
+    void (*decode)(const Weight& weight, size from, size to, float* out);
 };
 
 }  // namespace splitquant::infer

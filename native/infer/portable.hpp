@@ -61,14 +61,15 @@ inline void decode_levels(const Weight& w, size row, float* out) {
     const u8* ids_end = w.ids ? w.ids + w.rows * w.ids_width() : nullptr;
     const u64 code_mask = (u64{1} << w.bits) - 1, id_mask = (u64{1} << w.id_bits) - 1;
     for (size j = 0; j < w.cols; j += 8) {
+        const int count = w.cols - j < 8 ? static_cast<int>(w.cols - j) : 8;
         u64 code = eight_fields(codes, j, w.bits, codes_end), id = ids ? eight_fields(ids, j, w.id_bits, ids_end) : 0;
-        for (int t = 0; t < 8; ++t) {
+        for (int t = 0; t < count; ++t) {
             out[j + t] = w.levels[(id >> (t * w.id_bits) & id_mask) << w.bits | (code >> (t * w.bits) & code_mask)];
         }
     }
 }
 
-// A row in float32, continued by zeros to a whole block.
+// A row in float32.
 inline void decode_floats(const Weight& w, size row, float* out) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
     if (levels_fit_registers(w)) {
@@ -84,7 +85,6 @@ inline void decode_floats(const Weight& w, size row, float* out) {
         const size end = g + 1 < w.groups ? j + w.group : w.cols;
         for (; j < end; ++j) out[j] = scale * (out[j] - zero);
     }
-    for (size j = w.cols; j < w.blocks() * BLOCK; ++j) out[j] = 0.0f;
 }
 
 inline size portable_packed_bytes(const Product& p) { return p.weight.blocks() * BLOCK * sizeof(float); }
@@ -139,7 +139,10 @@ inline void portable_multiply(const Product& p, const u8* packed, size from, siz
     float* rows = reinterpret_cast<float*>(scratch);
     for (size row = from * UNIT; row < end; row += ROWS_AT_ONCE) {
         const size count = row + ROWS_AT_ONCE < end ? ROWS_AT_ONCE : end - row;
-        for (size r = 0; r < ROWS_AT_ONCE; ++r) decode_floats(w, row + (r < count ? r : 0), rows + r * padded);
+        for (size r = 0; r < ROWS_AT_ONCE; ++r) {
+            decode_floats(w, row + (r < count ? r : 0), rows + r * padded);
+            for (size j = w.cols; j < padded; ++j) rows[r * padded + j] = 0.0f;
+        }
         for (size token = 0; token < p.tokens;) {
             const float* inputs = reinterpret_cast<const float*>(packed) + token * padded;
             const size left = p.tokens - token;

@@ -46,9 +46,15 @@ inline size fast_packed_bytes(const Product& p) {
     });
 }
 
+inline size fast_scratch_bytes(const Product& p) {
+    return with_dot(p.kind, [&](auto dot) {
+        return Scratch::bytes(p.weight, sizeof(typename decltype(dot)::type::Input));
+    });
+}
+
 inline void fast_pack(const Product& p, u8* packed, size from, size to) {
     with_dot(p.kind, [&](auto dot) {
-        pack_tokens<typename decltype(dot)::type>(p, p.weight.bits <= 4, has_groups(p.weight), packed, from, to);
+        pack_tokens<typename decltype(dot)::type>(p, p.weight.bits <= 4, by_blocks(p), packed, from, to);
     });
 }
 

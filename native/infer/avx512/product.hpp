@@ -11,7 +11,10 @@ enum Scaling { BY_ROW, BY_GROUP, BY_GROUP_WITH_ZEROS };
 
 constexpr size TILE_ROWS = 4;
 constexpr size TILE_TOKENS = 6;
-constexpr size FEW = 2;  // tokens up to which every decoded register is used at once
+constexpr size FEW = 4;  // tokens up to which every decoded register is used at once
+
+// Whether the vectors of a block lie side by side in packed inputs and decoded rows, else those of one sum do.
+inline bool by_blocks(const Product& p) { return p.weight.groups > 1 || p.tokens <= FEW; }
 
 // The row_scales of the columns of each lane, half a block at a time.
 struct LaneScales {
@@ -51,13 +54,13 @@ struct Scratch {
     float* halves;  // [TILE_TOKENS, TILE_ROWS, 16]
     float* scales;  // [UNIT, groups + 16]
     float* zeros;   // the same
-    u16* words;     // [UNIT, blocks * BLOCK]
+    void* words;    // [UNIT, blocks * BLOCK]
     size stride;    // of scales and zeros
 
-    static size bytes(const Weight& w) {
+    static size bytes(const Weight& w, size input) {
         size numbers = (w.groups + 31) / 16 * 16;
         return sizeof(float) * (TILE_TOKENS * UNIT * 16 + TILE_TOKENS * TILE_ROWS * 16 + 2 * UNIT * numbers) +
-               2 * UNIT * w.blocks() * BLOCK;
+               input * UNIT * w.blocks() * BLOCK;
     }
 
     Scratch(const Weight& w, u8* memory) : stride((w.groups + 31) / 16 * 16) {
@@ -65,7 +68,7 @@ struct Scratch {
         halves = sums + TILE_TOKENS * UNIT * 16;
         scales = halves + TILE_TOKENS * TILE_ROWS * 16;
         zeros = scales + UNIT * stride;
-        words = reinterpret_cast<u16*>(zeros + UNIT * stride);
+        words = zeros + UNIT * stride;
     }
 };
 
@@ -91,6 +94,7 @@ struct Tiles {
     static constexpr bool GROUPED = SCALING != BY_ROW;
     static constexpr bool ZEROS = SCALING == BY_GROUP_WITH_ZEROS;
     using Input = typename Dot::Input;
+    using Words = typename Dot::Words;
 
     const Product& p;
     const Weight& w;
@@ -98,9 +102,10 @@ struct Tiles {
     Layout<Dot> layout;
     LaneScales lanes;
     Scratch scratch;
+    float per_factor = 1.0f;  // 1 / the factor of the levels
 
     Tiles(const Product& product, bool quarters, const u8* inputs, u8* memory)
-        : p(product), w(product.weight), packed(inputs), layout{w.blocks(), GROUPED}, lanes(w, quarters), scratch(w, memory) {
+        : p(product), w(product.weight), packed(inputs), layout{w.blocks(), by_blocks(product)}, lanes(w, quarters), scratch(w, memory) {
         if constexpr (GROUPED) {  // numbers behind the last group meet inputs of zero, and must be finite
             for (float* at = scratch.scales; at < scratch.scales + 2 * UNIT * scratch.stride; ++at) *at = 0.0f;
         }
@@ -110,7 +115,7 @@ struct Tiles {
     const float* lane_sums(size token) const {
         return reinterpret_cast<const float*>(packed + token * layout.token_bytes() + layout.vectors_bytes());
     }
-    const u16* words(size slot) const { return scratch.words + slot * layout.blocks * BLOCK; }
+    Input* decoded_row(size slot) const { return static_cast<Input*>(scratch.words) + slot * layout.blocks * BLOCK; }
 
     void load_numbers(size row, size slot) const {
         if constexpr (GROUPED) scales_of(w, row, scratch.scales + slot * scratch.stride);
@@ -128,8 +133,8 @@ struct Tiles {
     };
 
     // Adds a block whose columns have scales of their own: its two halves are summed first.
-    SPLITQUANT_INLINE inline F closed(const Numbers& n, const V (&words)[4], size token, size b, F sum) const {
-        const Input* x = inputs(token) + layout.vector(0, b);
+    SPLITQUANT_INLINE inline F closed(const Numbers& n, const Words (&words)[4], size token, size b, F sum) const {
+        const Input* x = inputs(token) + b * BLOCK;
         F first = Dot::step(Dot::step(_mm512_setzero_ps(), words[0], x), words[1], x + 32);
         F second = Dot::step(Dot::step(_mm512_setzero_ps(), words[2], x + 64), words[3], x + 96);
         if constexpr (ZEROS) {
@@ -145,7 +150,7 @@ struct Tiles {
     __attribute__((noinline)) void tile(size token, size slot) const {
         constexpr size R = TILE_ROWS;
         const size stride = layout.blocks * BLOCK, token_stride = layout.token_bytes() / sizeof(Input);
-        const u16* rows = words(slot);
+        const Input* rows = decoded_row(slot);
         const Input* x = inputs(token);
         float* sums = scratch.sums + slot * 16;
         for (size s = 0; s < 4; ++s) {
@@ -154,9 +159,9 @@ struct Tiles {
             const size begin = layout.vector(s, 0), end = begin + 32 * layout.blocks;
             for (size at = begin; at < end; at += 32) {
                 times<R>([&](auto r) SPLITQUANT_INLINE {
-                    V word = _mm512_load_si512(rows + r * stride + at);
+                    const Words words = load_words<Dot>(rows + r * stride + at);
                     times<T>([&](auto t) SPLITQUANT_INLINE {
-                        sum[r * T + t] = Dot::step(sum[r * T + t], word, x + t * token_stride + at);
+                        sum[r * T + t] = Dot::step(sum[r * T + t], words, x + t * token_stride + at);
                     });
                 });
             }
@@ -181,9 +186,9 @@ struct Tiles {
         F sum[T];
         times<T>([&](auto t) SPLITQUANT_INLINE { sum[t] = _mm512_setzero_ps(); });
         for (size b = 0; b < layout.blocks; ++b) {
-            const u16* from = words(slot) + layout.vector(0, b);
-            V loaded[4];
-            times<4>([&](auto s) SPLITQUANT_INLINE { loaded[s] = _mm512_load_si512(from + 32 * s); });
+            const Input* from = decoded_row(slot) + b * BLOCK;
+            Words loaded[4];
+            times<4>([&](auto s) SPLITQUANT_INLINE { loaded[s] = load_words<Dot>(from + 32 * s); });
             const Numbers numbers(*this, b, slot);
             times<T>([&](auto t) SPLITQUANT_INLINE { sum[t] = closed(numbers, loaded, token + t, b, sum[t]); });
         }
@@ -220,7 +225,7 @@ struct Tiles {
 
     // The results of a unit of rows for some tokens, from their vectors of sums.
     void finish(size token, size count, size row, size rows) const {
-        F scale = _mm512_set1_ps(w.scale), zero = _mm512_setzero_ps();
+        F scale = _mm512_set1_ps(GROUPED ? per_factor : w.scale * per_factor), zero = _mm512_setzero_ps();
         if (!GROUPED && w.row_scale) scale = _mm512_mul_ps(scale, load_floats(w.row_scale, w.scale_kind, row, rows));
         if (!GROUPED && w.zero) {
             alignas(64) float zeros[UNIT] = {};
@@ -233,8 +238,7 @@ struct Tiles {
             if (!GROUPED && w.zero) {
                 sum = _mm512_fnmadd_ps(zero, _mm512_load_ps(lane_sums(token + t) + 32 * layout.blocks), sum);
             }
-            if constexpr (!GROUPED) sum = _mm512_mul_ps(sum, scale);
-            store_floats(p.out, p.kind, (token + t) * w.rows + row, rows, _mm512_add_ps(sum, bias));
+            store_floats(p.out, p.kind, (token + t) * w.rows + row, rows, _mm512_fmadd_ps(sum, scale, bias));
         }
     }
 };
@@ -243,53 +247,57 @@ template <class Source, class Table, class Dot, Scaling SCALING>
 struct Multiply : Tiles<Dot, SCALING> {
     using Base = Tiles<Dot, SCALING>;
     using typename Base::Input;
+    using typename Base::Words;
+    using Levels = typename Dot::template Levels<Table>;
     using Base::p, Base::w, Base::layout, Base::scratch;
 
     Source source;
-    Table table;
+    Levels table;
 
     Multiply(const Product& product, const u8* inputs, u8* memory)
-        : Base(product, Source::QUARTERS, inputs, memory), source(product.weight), table(product.weight.levels) {}
+        : Base(product, Source::QUARTERS, inputs, memory), source(product.weight), table(product.weight.levels) {
+        this->per_factor = 1.0f / table.factor;
+    }
 
     // Calls body(block, words) for every block of a row, with its levels.
     template <class Body>
     SPLITQUANT_INLINE inline void walk(size row, Body body) const {
         // Copies in local variables stay in registers: what bodies store could be these members.
         const Source from = source;
-        const Table to = table;
+        const Levels to = table;
         const size code_step = 16 * static_cast<size>(w.bits), id_step = 16 * static_cast<size>(w.id_bits);
         const u8* codes = w.codes + row * w.codes_width();
         const u8* ids = w.ids ? w.ids + row * w.ids_width() : codes;
         const size whole = w.cols / BLOCK;
-        V first, second, words[4];
+        V first, second;
+        Words words[4];
         for (size b = 0; b < whole; ++b) {
             _mm_prefetch(reinterpret_cast<const char*>(codes) + 4096, _MM_HINT_T0);
             if (Source::IDS) _mm_prefetch(reinterpret_cast<const char*>(ids) + 2048, _MM_HINT_T0);
             from.template indices<true>(codes, ids, 64, 64, first, second);
-            to.levels(first, words[0], words[1]);
-            to.levels(second, words[2], words[3]);
+            to.find(first, words[0], words[1]);
+            to.find(second, words[2], words[3]);
             body(b, words);
             codes += code_step;
             ids += id_step;
         }
         if (size left = w.cols % BLOCK) {
             from.template indices<false>(codes, ids, plane_width(left, w.bits), plane_width(left, w.id_bits), first, second);
-            to.levels(first, words[0], words[1]);
-            to.levels(second, words[2], words[3]);
+            to.find(first, words[0], words[1]);
+            to.find(second, words[2], words[3]);
             body(whole, words);
         }
     }
 
-    // One row times T tokens, into the row's vectors of sums.
+    // One row times T tokens, at most FEW, into the row's vectors of sums.
     template <size T>
     __attribute__((noinline)) void row_by_tokens(size row, size slot) const {
         float* const sums = scratch.sums + slot * 16;
-        const size vector = layout.vector(1, 0), step = layout.vector(0, 1);
         if constexpr (Base::GROUPED) {
             this->load_numbers(row, slot);
             F sum[T];
             times<T>([&](auto t) SPLITQUANT_INLINE { sum[t] = _mm512_setzero_ps(); });
-            walk(row, [&](size b, const V (&words)[4]) SPLITQUANT_INLINE {
+            walk(row, [&](size b, const Words (&words)[4]) SPLITQUANT_INLINE {
                 const typename Base::Numbers numbers(*this, b, slot);
                 times<T>([&](auto t) SPLITQUANT_INLINE { sum[t] = this->closed(numbers, words, t, b, sum[t]); });
             });
@@ -299,10 +307,10 @@ struct Multiply : Tiles<Dot, SCALING> {
             times<T>([&](auto t) SPLITQUANT_INLINE { x[t] = this->inputs(t); });
             F sum[4 * T];
             times<4 * T>([&](auto i) SPLITQUANT_INLINE { sum[i] = _mm512_setzero_ps(); });
-            walk(row, [&](size b, const V (&words)[4]) SPLITQUANT_INLINE {
+            walk(row, [&](size b, const Words (&words)[4]) SPLITQUANT_INLINE {
                 times<T>([&](auto t) SPLITQUANT_INLINE {
                     times<4>([&](auto s) SPLITQUANT_INLINE {
-                        sum[4 * t + s] = Dot::step(sum[4 * t + s], words[s], x[t] + s * vector + b * step);
+                        sum[4 * t + s] = Dot::step(sum[4 * t + s], words[s], x[t] + b * BLOCK + s * 32);
                     });
                 });
             });
@@ -314,11 +322,11 @@ struct Multiply : Tiles<Dot, SCALING> {
     }
 
     __attribute__((noinline)) void decode(size row, size slot) const {
-        u16* out = scratch.words + slot * layout.blocks * BLOCK;
+        Input* out = this->decoded_row(slot);
         const size vector = layout.vector(1, 0), step = layout.vector(0, 1);
         this->load_numbers(row, slot);
-        walk(row, [&](size b, const V (&words)[4]) SPLITQUANT_INLINE {
-            times<4>([&](auto s) SPLITQUANT_INLINE { _mm512_store_si512(out + s * vector + b * step, words[s]); });
+        walk(row, [&](size b, const Words (&words)[4]) SPLITQUANT_INLINE {
+            times<4>([&](auto s) SPLITQUANT_INLINE { store_words<Dot>(out + s * vector + b * step, words[s]); });
         });
     }
 
@@ -329,6 +337,8 @@ struct Multiply : Tiles<Dot, SCALING> {
                 for (size i = 0; i < rows; ++i) {
                     if (p.tokens == 1) row_by_tokens<1>(row + i, i);
                     if (p.tokens == 2) row_by_tokens<2>(row + i, i);
+                    if (p.tokens == 3) row_by_tokens<3>(row + i, i);
+                    if (p.tokens == 4) row_by_tokens<4>(row + i, i);
                 }
                 this->finish(0, p.tokens, row, rows);
             } else {

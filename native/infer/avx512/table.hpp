@@ -1,23 +1,16 @@
-// From indices to levels, as bf16 words: the even and the odd bytes of an index register.
+// From indices to words of 16 bits, those of the even and of the odd bytes of an index register. `words` has 256.
 #pragma once
 
 #include "source.hpp"
 
 namespace splitquant::infer::SPLITQUANT_ISA {
 
-inline void words_of(const float* levels, size n, u16* words) {
-    for (size i = 0; i < n; i += 16) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(words + i), to_bf16(_mm512_loadu_ps(levels + i)));
-    }
-}
-
 // Up to 64 levels are two registers of words; `vpermi2w` ignores what lies above six bits.
 struct Words64 {
+    static constexpr size COUNT = 64;
     V low, high;
 
-    explicit Words64(const float* levels) {
-        alignas(64) u16 words[64];
-        words_of(levels, 64, words);
+    explicit Words64(const u16* words) {
         low = _mm512_load_si512(words);
         high = _mm512_load_si512(words + 32);
     }
@@ -30,13 +23,10 @@ struct Words64 {
 
 // Up to 32 are one.
 struct Words32 {
+    static constexpr size COUNT = 32;
     V words;
 
-    explicit Words32(const float* levels) {
-        alignas(64) u16 found[32];
-        words_of(levels, 32, found);
-        words = _mm512_load_si512(found);
-    }
+    explicit Words32(const u16* found) : words(_mm512_load_si512(found)) {}
 
     inline void levels(V index, V& even, V& odd) const {
         even = _mm512_permutexvar_epi16(index, words);
@@ -45,20 +35,19 @@ struct Words32 {
 };
 
 // Up to 256: the low and the high bytes of words, 128 of them in two registers.
-template <int COUNT>
+template <size COUNT_>
 struct Bytes {
-    static constexpr int N = COUNT / 64;
+    static constexpr size COUNT = COUNT_;
+    static constexpr size N = COUNT / 64;
     V low[N], high[N], low_byte;
 
-    explicit Bytes(const float* levels) {
-        alignas(64) u16 words[256];
+    explicit Bytes(const u16* words) {
         alignas(64) u8 bytes[2][256];
-        words_of(levels, COUNT, words);
-        for (int i = 0; i < COUNT; ++i) {
+        for (size i = 0; i < COUNT; ++i) {
             bytes[0][i] = static_cast<u8>(words[i]);
             bytes[1][i] = static_cast<u8>(words[i] >> 8);
         }
-        for (int i = 0; i < N; ++i) {
+        for (size i = 0; i < N; ++i) {
             low[i] = _mm512_load_si512(bytes[0] + 64 * i);
             high[i] = _mm512_load_si512(bytes[1] + 64 * i);
         }

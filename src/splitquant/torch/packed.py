@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map
 
+from splitquant.core.products import product_kernel
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import SplitTensor
 from splitquant.errors import TensorError
@@ -22,6 +23,7 @@ from splitquant.format.weight import Weight
 from splitquant.torch.activations import DynamicInt8
 from splitquant.torch.decode import LEVEL_PLANES, decode, decode_rows
 from splitquant.torch.packing import KIND_OF_TORCH, TORCH_OF_KIND, planes_from, quantize_tensor
+from splitquant.torch.products import can_multiply, linear, numbers_for, say_once
 
 PLANES = ("codes", "clusters", *LEVEL_PLANES, "row_scale")
 _TENSOR_NAMES = frozenset(name for name in dir(torch.Tensor) if not name.startswith("_"))
@@ -65,6 +67,7 @@ class PackedWeight(nn.Module):
         self.packing = packing
         self._shape = torch.tensor(packing.shape, dtype=torch.int64, device="cpu")  # one, so that tied names share it
         self._dtype = TORCH_OF_KIND[packing.kind] if dtype is None else dtype
+        self._numbers = numbers_for(packing)
         self._is_hf_initialized = True  # transformers must not draw random numbers into it
 
     @classmethod
@@ -231,6 +234,10 @@ class PackedWeight(nn.Module):
                 self._buffers[name] = moved if moved.dtype == plane.dtype else plane.to(moved.device)
         return self
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._numbers = numbers_for(self.packing)  # it may have been pickled on a machine with other kernels
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "shape"] = self._shape
@@ -263,7 +270,8 @@ class PackedWeight(nn.Module):
 
     def extra_repr(self) -> str:
         inputs = "" if self.activations is None else f", activations {self.activations}"
-        return f"{list(self.packing.shape)}, {self.packing.spec}, {self._dtype}{inputs}"
+        product = "decoded" if self._numbers is None else product_kernel()
+        return f"{list(self.packing.shape)}, {self.packing.spec}, {self._dtype}{inputs}, product {product}"
 
     def _planes(self) -> dict[str, torch.Tensor]:
         return {name: plane for name, plane in self._buffers.items() if plane is not None}
@@ -303,8 +311,37 @@ def _layer(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
         return leaf.to(ready.dtype) if _is_float_tensor(leaf) else leaf
 
     args = (*args[:place], ready, *args[place + 1 :])
-    out = func(*tree_map(follows, args), **tree_map(follows, kwargs))
+    out = _by_kernel(func, args, kwargs, packed, ready)
+    if out is None:
+        out = func(*tree_map(follows, args), **tree_map(follows, kwargs))
     return out if grid is None else out.to(x.dtype)
+
+
+def _by_kernel(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], packed: PackedWeight, x: torch.Tensor
+) -> torch.Tensor | None:
+    """The product by a compiled kernel, without a decoded weight; None where there is none for it."""
+    numbers = packed._numbers  # noqa: SLF001 - of this module's own class
+    if func is functional.linear:
+        axis, weight, bias = 0, *(_argument(args, kwargs, at, name) for at, name in ((1, "weight"), (2, "bias")))
+    elif func is torch.addmm and not kwargs and len(args) == 3:
+        axis, weight, bias = 1, args[2], args[0]
+    else:
+        return None
+    if numbers is None:
+        say_once(packed.packing)
+        return None
+    rows, cols = numbers[:2]
+    fits = weight is packed and packed.packing.axis == axis and x.shape[-1:] == (cols,) and (axis == 0 or x.ndim == 2)
+    if not fits or not can_multiply(x) or packed.codes.device.type != "cpu":
+        return None
+    if bias is not None and not (_is_float_tensor(bias) and bias.shape == (rows,) and can_multiply(bias)):
+        return None
+    return linear(x, packed._planes(), numbers, None if bias is None else bias.to(x.dtype))  # noqa: SLF001
+
+
+def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int, name: str) -> Any:
+    return args[place] if place < len(args) else kwargs.get(name)
 
 
 def _embedding(
