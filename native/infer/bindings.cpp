@@ -130,6 +130,7 @@ void linear(const Packed& packed, std::uintptr_t codes, std::uintptr_t clusters,
 }  // namespace
 
 void bind(nb::module_& m) {
+    nb::set_leak_warnings(false);  // Python keeps the numbers of weights until it ends, which is no leak
     nb::class_<Packed>(m, "Packed", "The numbers of a packed weight that products need beside its planes.")
         .def(nb::init<size, size, int, size, bool, int, int, size, size>());
     m.def("linear", &linear, "Inputs times a packed weight; see splitquant.torch.products.");

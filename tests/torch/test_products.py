@@ -294,11 +294,13 @@ def test_kernels_can_be_switched_off():
 
 
 def test_damaged_planes_read_nothing_outside():
-    """An id beyond the last cluster means the last level, as where weights are decoded."""
-    packed = packed_of(5, 200, QuantSpec(clusters=3))
+    """An id beyond the last cluster means the last level, with all kernels."""
+    packed = packed_of(5, 200, QuantSpec(clusters=3, granularity="tensor"))
     packed.clusters.fill_(255)
     packed.codes.fill_(255)
     x = torch.randn(3, 200)
+    last = packed.scale[2] * 15 + packed.offset[2]
     for kernel in KERNELS:
         native.set_product_kernel(kernel)
-        assert torch.allclose(functional.linear(x, packed), functional.linear(x, packed.dequantize()), rtol=1e-4, atol=1e-4)
+        found = functional.linear(x, packed)
+        assert torch.allclose(found, (x.sum(1, keepdim=True) * last).expand(3, 5), rtol=1e-4, atol=1e-4)

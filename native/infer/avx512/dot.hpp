@@ -45,6 +45,11 @@ struct ByFloat {
         return _mm512_fmadd_ps(_mm512_castsi512_ps(words.v[1]), _mm512_load_ps(x + 16), sum);
     }
 
+    // The same in parts, with inputs that are in a register already.
+    SPLITQUANT_INLINE static inline F step(F sum, V words, V x) {
+        return _mm512_fmadd_ps(_mm512_castsi512_ps(words), _mm512_castsi512_ps(x), sum);
+    }
+
     // Where word w of 32 lies.
     static constexpr size place(size w) { return w / 2 + w % 2 * 16; }
     static Input input(float x) { return x; }
@@ -102,6 +107,11 @@ struct ByPairs {
     SPLITQUANT_INLINE static inline F step(F sum, const Words& words, const Input* x) {
         // As assembly, since GCC 12 loads inputs into registers first, and then has too few of them.
         asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(words.v[0]), "m"(*reinterpret_cast<const V*>(x)));
+        return sum;
+    }
+
+    SPLITQUANT_INLINE static inline F step(F sum, V words, V x) {
+        asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(words), "v"(x));
         return sum;
     }
 

@@ -157,12 +157,13 @@ struct Tiles {
             F sum[R * T];
             times<R * T>([&](auto i) SPLITQUANT_INLINE { sum[i] = _mm512_setzero_ps(); });
             const size begin = layout.vector(s, 0), end = begin + 32 * layout.blocks;
-            for (size at = begin; at < end; at += 32) {
+            // 24 sums, 6 inputs and a word: as many registers as there are.
+            for (size at = begin; at < end; at += 32 / Dot::VECTORS) {
+                V inputs[T];
+                times<T>([&](auto t) SPLITQUANT_INLINE { inputs[t] = _mm512_load_si512(x + t * token_stride + at); });
                 times<R>([&](auto r) SPLITQUANT_INLINE {
-                    const Words words = load_words<Dot>(rows + r * stride + at);
-                    times<T>([&](auto t) SPLITQUANT_INLINE {
-                        sum[r * T + t] = Dot::step(sum[r * T + t], words, x + t * token_stride + at);
-                    });
+                    V word = _mm512_load_si512(rows + r * stride + at);
+                    times<T>([&](auto t) SPLITQUANT_INLINE { sum[r * T + t] = Dot::step(sum[r * T + t], word, inputs[t]); });
                 });
             }
             times<R * T>([&](auto i) SPLITQUANT_INLINE {
