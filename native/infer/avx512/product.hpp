@@ -273,8 +273,9 @@ struct Multiply : Tiles<Dot, SCALING> {
         V first, second;
         Words words[4];
         for (size b = 0; b < whole; ++b) {
-            _mm_prefetch(reinterpret_cast<const char*>(codes) + 4096, _MM_HINT_T0);
-            if (Source::IDS) _mm_prefetch(reinterpret_cast<const char*>(ids) + 2048, _MM_HINT_T0);
+            // Into the second-level cache: the first is for the inputs.
+            _mm_prefetch(reinterpret_cast<const char*>(codes) + 4096, _MM_HINT_T1);
+            if (Source::IDS) _mm_prefetch(reinterpret_cast<const char*>(ids) + 2048, _MM_HINT_T1);
             from.template indices<true>(codes, ids, 64, 64, first, second);
             to.find(first, words[0], words[1]);
             to.find(second, words[2], words[3]);
