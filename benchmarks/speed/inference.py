@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -36,8 +37,12 @@ Call = Callable[[], object]
 
 def rotated(calls: list[Call]) -> Call:
     """One call after the other, for ever."""
-    turn = iter(range(1 << 62))
-    return lambda: calls[next(turn) % len(calls)]()
+    turn = itertools.cycle(calls)
+
+    def call() -> object:
+        return next(turn)()
+
+    return call
 
 
 def copies(nbytes: float) -> int:
@@ -75,10 +80,11 @@ def torch_int4(weight: torch.Tensor, x: torch.Tensor) -> Call:
     """PyTorch's own INT4 product, groups of 128."""
     rows, cols = weight.shape
     codes = torch.randint(0, 16, (rows, cols), dtype=torch.int32)
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)  # noqa: SLF001 - they have no other name
     scales = torch.rand(cols // 128, rows, 2).bfloat16()
     held = [packed.clone() for _ in range(copies(packed.nbytes))]
-    return rotated([lambda p=p: torch.ops.aten._weight_int4pack_mm_for_cpu(x, p, 128, scales) for p in held])
+    product = torch.ops.aten._weight_int4pack_mm_for_cpu  # noqa: SLF001
+    return rotated([lambda p=p: product(x, p, 128, scales) for p in held])
 
 
 def onnx_runtime(weight: torch.Tensor, x: torch.Tensor) -> Call:
@@ -141,7 +147,10 @@ def matrices(tokens: list[int], kernels: list[str], turns: int) -> None:
             print(f"\n{rows} x {cols}, {count} tokens{'':12} ms   times as fast as " + ", ".join(dict(peers_of(times))))
             for name, found in times.items():
                 ratios = [ratio(peer, found) for _, peer in peers_of(times)]
-                print(f"{name:44} {1e3 * statistics.median(found):8.3f}   " + "  ".join(f"{r:5.2f}" for r in ratios), flush=True)
+                print(
+                    f"{name:44} {1e3 * statistics.median(found):8.3f}   " + "  ".join(f"{r:5.2f}" for r in ratios),
+                    flush=True,
+                )
 
 
 def peers_of(times: dict[str, list[float]]) -> list[tuple[str, list[float]]]:
@@ -177,9 +186,7 @@ def models(quantized: Path, plain: Path, prompts: list[int], turns: int) -> None
     floats = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.bfloat16)
     for length in prompts:
         ids = torch.randint(100, 1000, (1, length), generator=torch.Generator().manual_seed(0))
-        pairs = []
-        for _ in range(turns):
-            pairs.append((model_figures(floats, ids, 16), model_figures(packed, ids, 16)))
+        pairs = [(model_figures(floats, ids, 16), model_figures(packed, ids, 16)) for _ in range(turns)]
         for what, at in (("prefill", 0), ("decode, a token", 1)):
             theirs, mine = [p[0][at] for p in pairs], [p[1][at] for p in pairs]
             print(
@@ -207,7 +214,9 @@ def resident(folder: Path, *, packed: bool) -> None:
     with torch.no_grad():
         model_figures(model, torch.arange(100, 132)[None], 32)
     files = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
-    print(f"{folder.name}: files {files:.0f} MB; resident {loaded - before:.0f} MB after loading, {megabytes() - before:.0f} after 32 tokens")
+    print(
+        f"{folder.name}: files {files:.0f} MB; resident {loaded - before:.0f} MB after loading, {megabytes() - before:.0f} after 32 tokens"
+    )
 
 
 def main() -> None:
@@ -215,7 +224,9 @@ def main() -> None:
     parser.add_argument("--model", nargs=2, type=Path, metavar=("INT4DIR", "FLOATDIR"))
     parser.add_argument("--memory", type=Path, metavar="DIR", help="resident memory of one folder, ours or a float one")
     parser.add_argument("--tokens", type=int, nargs="*", default=[])
-    parser.add_argument("--kernels", nargs="*", default=_native.product_kernels()[-1:], choices=_native.product_kernels())
+    parser.add_argument(
+        "--kernels", nargs="*", default=_native.product_kernels()[-1:], choices=_native.product_kernels()
+    )
     parser.add_argument("--turns", type=int, default=7)
     asked = parser.parse_args()
     torch.set_num_threads(1)

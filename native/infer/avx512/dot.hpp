@@ -139,7 +139,7 @@ struct Layout {
     size blocks;
     bool by_blocks;
 
-    size vector(size s, size block) const { return (by_blocks ? 4 * block + s : s * blocks + block) * 32; }
+    size vector(size s, size block) const { return (by_blocks ? 4 * block + s : (s / 2 * blocks + block) * 2 + s % 2) * 32; }
     size vectors_bytes() const { return blocks * BLOCK * sizeof(typename Dot::Input); }
     size token_bytes() const { return vectors_bytes() + (2 * blocks + 1) * sizeof(F); }
 };

@@ -1,5 +1,5 @@
-// Rows of a weight times inputs. A row's sum is made of four sums, one for each vector of a block, whatever the number of
-// tokens, so that a token's result has the same bits in every batch.
+// Rows of a weight times inputs. A row's sum is made of two sums, one for each half of a block's vectors, whatever the number
+// of tokens, so that a token's result has the same bits in every batch.
 #pragma once
 
 #include "../rows.hpp"
@@ -13,7 +13,7 @@ constexpr size TILE_ROWS = 4;
 constexpr size TILE_TOKENS = 6;
 constexpr size FEW = 4;  // tokens up to which every decoded register is used at once
 
-// Whether the vectors of a block lie side by side in packed inputs and decoded rows, else those of one sum do.
+// Whether the vectors of a block lie side by side in packed inputs and decoded rows, else those of each of the two sums do.
 inline bool by_blocks(const Product& p) { return p.weight.groups > 1 || p.tokens <= FEW; }
 
 // The row_scales of the columns of each lane, half a block at a time.
@@ -51,7 +51,6 @@ struct LaneScales {
 // Memory of a thread.
 struct Scratch {
     float* sums;    // [TILE_TOKENS, UNIT, 16]
-    float* halves;  // [TILE_TOKENS, TILE_ROWS, 16]
     float* scales;  // [UNIT, groups + 16]
     float* zeros;   // the same
     void* words;    // [UNIT, blocks * BLOCK]
@@ -59,14 +58,13 @@ struct Scratch {
 
     static size bytes(const Weight& w, size input) {
         size numbers = (w.groups + 31) / 16 * 16;
-        return sizeof(float) * (TILE_TOKENS * UNIT * 16 + TILE_TOKENS * TILE_ROWS * 16 + 2 * UNIT * numbers) +
+        return sizeof(float) * (TILE_TOKENS * UNIT * 16 + 2 * UNIT * numbers) +
                input * UNIT * w.blocks() * BLOCK;
     }
 
     Scratch(const Weight& w, u8* memory) : stride((w.groups + 31) / 16 * 16) {
         sums = reinterpret_cast<float*>(memory);
-        halves = sums + TILE_TOKENS * UNIT * 16;
-        scales = halves + TILE_TOKENS * TILE_ROWS * 16;
+        scales = sums + TILE_TOKENS * UNIT * 16;
         zeros = scales + UNIT * stride;
         words = zeros + UNIT * stride;
     }
@@ -153,10 +151,10 @@ struct Tiles {
         const Input* rows = decoded_row(slot);
         const Input* x = inputs(token);
         float* sums = scratch.sums + slot * 16;
-        for (size s = 0; s < 4; ++s) {
+        for (size half = 0; half < 2; ++half) {
             F sum[R * T];
             times<R * T>([&](auto i) SPLITQUANT_INLINE { sum[i] = _mm512_setzero_ps(); });
-            const size begin = layout.vector(s, 0), end = begin + 32 * layout.blocks;
+            const size begin = layout.vector(2 * half, 0), end = begin + 64 * layout.blocks;
             // 24 sums, 6 inputs and a word: as many registers as there are.
             for (size at = begin; at < end; at += 32 / Dot::VECTORS) {
                 V inputs[T];
@@ -169,14 +167,7 @@ struct Tiles {
             times<R * T>([&](auto i) SPLITQUANT_INLINE {
                 constexpr size r = i.value / T, t = i.value % T;
                 float* all = sums + (t * UNIT + r) * 16;
-                float* half = scratch.halves + (t * R + r) * 16;
-                if (s == 0) _mm512_store_ps(all, sum[i]);
-                if (s == 1) _mm512_store_ps(all, _mm512_add_ps(_mm512_load_ps(all), sum[i]));
-                if (s == 2) _mm512_store_ps(half, sum[i]);
-                if (s == 3) {
-                    F second = _mm512_add_ps(_mm512_load_ps(half), sum[i]);
-                    _mm512_store_ps(all, _mm512_add_ps(_mm512_load_ps(all), second));
-                }
+                _mm512_store_ps(all, half ? _mm512_add_ps(_mm512_load_ps(all), sum[i]) : sum[i]);
             });
         }
     }
@@ -307,28 +298,27 @@ struct Multiply : Tiles<Dot, SCALING> {
         } else {
             const Input* x[T];
             times<T>([&](auto t) SPLITQUANT_INLINE { x[t] = this->inputs(t); });
-            F sum[4 * T];
-            times<4 * T>([&](auto i) SPLITQUANT_INLINE { sum[i] = _mm512_setzero_ps(); });
+            F sum[2 * T];
+            times<2 * T>([&](auto i) SPLITQUANT_INLINE { sum[i] = _mm512_setzero_ps(); });
             walk(row, [&](size b, const Words (&words)[4]) SPLITQUANT_INLINE {
                 times<T>([&](auto t) SPLITQUANT_INLINE {
                     times<4>([&](auto s) SPLITQUANT_INLINE {
-                        sum[4 * t + s] = Dot::step(sum[4 * t + s], words[s], x[t] + b * BLOCK + s * 32);
+                        constexpr size half = s.value / 2;
+                        sum[2 * t + half] = Dot::step(sum[2 * t + half], words[s], x[t] + b * BLOCK + s * 32);
                     });
                 });
             });
             times<T>([&](auto t) SPLITQUANT_INLINE {
-                F first = _mm512_add_ps(sum[4 * t], sum[4 * t + 1]), second = _mm512_add_ps(sum[4 * t + 2], sum[4 * t + 3]);
-                _mm512_store_ps(sums + t * UNIT * 16, _mm512_add_ps(first, second));
+                _mm512_store_ps(sums + t * UNIT * 16, _mm512_add_ps(sum[2 * t], sum[2 * t + 1]));
             });
         }
     }
 
     __attribute__((noinline)) void decode(size row, size slot) const {
         Input* out = this->decoded_row(slot);
-        const size vector = layout.vector(1, 0), step = layout.vector(0, 1);
         this->load_numbers(row, slot);
         walk(row, [&](size b, const Words (&words)[4]) SPLITQUANT_INLINE {
-            times<4>([&](auto s) SPLITQUANT_INLINE { store_words<Dot>(out + s * vector + b * step, words[s]); });
+            times<4>([&](auto s) SPLITQUANT_INLINE { store_words<Dot>(out + layout.vector(s, b), words[s]); });
         });
     }
 

@@ -121,9 +121,7 @@ def multiply(  # noqa: PLR0913, PLR0917 - one call, with what it needs
     LAW: a token's result has the same bits in every batch and for any number of threads. For fp32 and fp16 it differs from a
     float32 product with the decoded weight by rounding alone; for bf16, levels may be rounded to bf16.
     """
-    _native.linear(
-        _packed(numbers, scale_kind), *planes, x, FLOATS[kind].number, tokens, bias, out, threads
-    )
+    _native.linear(_packed(numbers, scale_kind), *planes, x, FLOATS[kind].number, tokens, bias, out, threads)
 
 
 def decode_rows(  # noqa: PLR0913, PLR0917 - one call, with what it needs

@@ -235,7 +235,7 @@ class PackedWeight(nn.Module):
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._numbers = numbers_for(self.packing)  # it may have been pickled on a machine with other kernels
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -311,7 +311,8 @@ def _layer(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
         return leaf.to(ready.dtype) if _is_float_tensor(leaf) else leaf
 
     args = (*args[:place], ready, *args[place + 1 :])
-    out = _by_kernel(func, args, kwargs, packed, ready)
+    # The law of a grid is about the weight as it is stored, which kernels do not round to the last bit.
+    out = _by_kernel(func, args, kwargs, packed, ready) if grid is None else None
     if out is None:
         out = func(*tree_map(follows, args), **tree_map(follows, kwargs))
     return out if grid is None else out.to(x.dtype)
@@ -321,21 +322,21 @@ def _by_kernel(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], packed: PackedWeight, x: torch.Tensor
 ) -> torch.Tensor | None:
     """The product by a compiled kernel, without a decoded weight; None where there is none for it."""
-    numbers = packed._numbers  # noqa: SLF001 - of this module's own class
     if func is functional.linear:
         axis, weight, bias = 0, *(_argument(args, kwargs, at, name) for at, name in ((1, "weight"), (2, "bias")))
     elif func is torch.addmm and not kwargs and len(args) == 3:
         axis, weight, bias = 1, args[2], args[0]
     else:
         return None
+    if not can_multiply(x) or (bias is not None and not (_is_float_tensor(bias) and can_multiply(bias))):
+        return None
+    numbers = packed._numbers  # noqa: SLF001 - of this module's own class
     if numbers is None:
         say_once(packed.packing)
         return None
-    rows, cols = numbers[:2]
-    fits = weight is packed and packed.packing.axis == axis and x.shape[-1:] == (cols,) and (axis == 0 or x.ndim == 2)
-    if not fits or not can_multiply(x) or packed.codes.device.type != "cpu":
-        return None
-    if bias is not None and not (_is_float_tensor(bias) and bias.shape == (rows,) and can_multiply(bias)):
+    ours = weight is packed and packed.packing.axis == axis and packed.codes.device.type == "cpu"
+    fits = x.shape[-1:] == (numbers.cols,) and (axis == 0 or x.ndim == 2)
+    if not ours or not fits or (bias is not None and bias.shape != (numbers.rows,)):
         return None
     return linear(x, packed._planes(), numbers, None if bias is None else bias.to(x.dtype))  # noqa: SLF001
 

@@ -119,7 +119,8 @@ def _addresses(planes: list[Tensor | None]) -> list[int]:
     return [0 if plane is None else plane.data_ptr() for plane in planes]
 
 
-_LIBRARY = torch.library.Library("splitquant", "DEF")
+_library: Any = torch.library  # partly without types
+_LIBRARY = _library.Library("splitquant", "DEF")
 _SCHEMA_OF_PLANES = ", ".join(f"Tensor{'' if name == 'codes' else '?'} {name}" for name in PLANES)
 _LIBRARY.define(f"linear(Tensor x, {_SCHEMA_OF_PLANES}, Tensor? bias, int[] numbers) -> Tensor")
 _LIBRARY.define(f"linear_input_grad(Tensor grad, {_SCHEMA_OF_PLANES}, int[] numbers) -> Tensor")
@@ -127,14 +128,16 @@ _LIBRARY.impl("linear", _linear, "CPU")
 _LIBRARY.impl("linear_input_grad", _linear_input_grad, "CPU")
 
 
-@torch.library.register_fake("splitquant::linear", lib=_LIBRARY)
-def _(x: Tensor, *rest: Any) -> Tensor:
+def _shape_of_linear(x: Tensor, *rest: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], rest[-1][0]))
 
 
-@torch.library.register_fake("splitquant::linear_input_grad", lib=_LIBRARY)
-def _(grad: Tensor, *rest: Any) -> Tensor:
+def _shape_of_input_grad(grad: Tensor, *rest: Any) -> Tensor:
     return grad.new_empty((*grad.shape[:-1], rest[-1][1]))
+
+
+_library.register_fake("splitquant::linear", _shape_of_linear, lib=_LIBRARY)
+_library.register_fake("splitquant::linear_input_grad", _shape_of_input_grad, lib=_LIBRARY)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -154,7 +157,7 @@ def _linear_input_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, 
     return (of_grad, *(None for _ in PLANES), None)
 
 
-torch.library.register_autograd("splitquant::linear", _linear_backward, setup_context=_keep, lib=_LIBRARY)
-torch.library.register_autograd(
+_library.register_autograd("splitquant::linear", _linear_backward, setup_context=_keep, lib=_LIBRARY)
+_library.register_autograd(
     "splitquant::linear_input_grad", _linear_input_grad_backward, setup_context=_keep, lib=_LIBRARY
 )
