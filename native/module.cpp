@@ -85,6 +85,21 @@ void absmax(AnyMatrix x, int kind, size group, Out<float, 2> out) {
     chosen().load()->absmax(matrix, group, out.data());
 }
 
+void own_grids(AnyMatrix x, int kind, size group, int bits, int stored, bool fit, Out<float, 2> row_scale,
+               Out<u8, 2> zero) {
+    Matrix matrix = matrix_from(x, kind);
+    require(group > 0, "group is 0");
+    require(bits >= 2 && bits <= 8, "bits is not 2 to 8");
+    size groups = matrix.cols == 0 ? 0 : (matrix.cols - 1) / group + 1;
+    require(row_scale.shape(0) == matrix.rows && row_scale.shape(1) == groups, "row_scale has another shape");
+    require(zero.shape(0) == matrix.rows && zero.shape(1) == groups, "zero has another shape");
+    Kind kind_stored = kind_from(stored);
+    nb::gil_scoped_release unlocked;
+    if (!chosen().load()->own_grids(matrix, group, bits, kind_stored, fit, row_scale.data(), zero.data())) {
+        throw std::bad_alloc();
+    }
+}
+
 void count16(In<u16, 1> keys, Out<i64, 1> count) {
     require(count.shape(0) == KEYS, "count has another shape");
     nb::gil_scoped_release unlocked;
@@ -131,7 +146,7 @@ void polish(In<double, 1> mean, In<double, 1> count, In<double, 1> sum, int bits
 }
 
 void encode(AnyMatrix x, int kind, std::optional<In<float, 2>> row_scale, std::optional<In<float, 2>> inverse,
-            size group, int code_min, int code_max, In<float, 1> lower, In<float, 1> scale, In<float, 1> offset,
+            std::optional<In<float, 2>> shift, size group, int code_min, int code_max, In<float, 1> lower, In<float, 1> scale, In<float, 1> offset,
             In<float, 1> inverse_scale, Out<u8, 2> codes, int bits, std::optional<Out<u8, 2>> clusters,
             int cluster_bits, Out<double, 1> signal, Out<double, 1> noise, Out<float, 1> max_error) {
     Matrix matrix = matrix_from(x, kind);
@@ -142,10 +157,11 @@ void encode(AnyMatrix x, int kind, std::optional<In<float, 2>> row_scale, std::o
     require(0 <= code_min && code_min <= code_max && code_max < (1 << bits), "codes do not fit their bits");
     PerGroup row_scales = per_group(row_scale, matrix.rows, matrix.cols, group);
     PerGroup inverses = per_group(inverse, matrix.rows, matrix.cols, group);
+    PerGroup shifts = per_group(shift, matrix.rows, matrix.cols, group);
     Grid grid = {k, code_min, code_max, lower.data(), scale.data(), offset.data(), inverse_scale.data()};
     RowErrors errors = errors_of(matrix.rows, signal, noise, max_error);
     nb::gil_scoped_release unlocked;
-    chosen().load()->encode(matrix, row_scales, inverses, grid, planes, errors);
+    chosen().load()->encode(matrix, row_scales, inverses, shifts, grid, planes, errors);
 }
 
 void encode_cells(AnyMatrix x, int kind, std::optional<In<float, 2>> row_scale, std::optional<In<float, 2>> inverse,
@@ -181,7 +197,7 @@ void unpack(In<u8, 2> plane, int bits, Out<u8, 2> values) {
 }
 
 void dequantize(In<u8, 2> codes, int bits, std::optional<In<u8, 2>> clusters, int cluster_bits, In<float, 2> levels,
-                std::optional<In<float, 2>> row_scale, size group, int kind,
+                std::optional<In<float, 2>> row_scale, std::optional<In<float, 2>> shift, size group, int kind,
                 nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu> out) {
     size rows = out.shape(0), cols = out.shape(1), k = levels.shape(0);
     bool single = out.dtype() == nb::dtype<float>();
@@ -189,9 +205,9 @@ void dequantize(In<u8, 2> codes, int bits, std::optional<In<u8, 2>> clusters, in
     require((kind_from(kind) == Kind::fp32) == single, "kind does not fit the dtype of out");
     Planes planes = planes_of(rows, cols, codes, bits, clusters, cluster_bits);
     require(k >= 1 && k <= MAX_CLUSTERS && levels.shape(1) == size{1} << bits, "levels has another shape");
-    PerGroup row_scales = per_group(row_scale, rows, cols, group);
+    PerGroup row_scales = per_group(row_scale, rows, cols, group), shifts = per_group(shift, rows, cols, group);
     nb::gil_scoped_release unlocked;
-    chosen().load()->dequantize(planes, k, levels.data(), row_scales, kind_from(kind), out.data());
+    chosen().load()->dequantize(planes, k, levels.data(), row_scales, shifts, kind_from(kind), out.data());
 }
 
 void part_planes(In<u8, 2> codes, int bits, std::optional<In<u8, 2>> clusters, int cluster_bits, size cols,
@@ -239,6 +255,7 @@ NB_MODULE(_native, m) {
     }, "The instruction sets that this build and this machine have, narrowest first.");
     m.def("set_isa", &choose, nb::arg("name"), "Choose an instruction set; ValueError if there is none of that name.");
     m.def("absmax", &absmax);
+    m.def("own_grids", &own_grids);
     m.def("count16", &count16);
     m.def("count32", &count32);
     m.def("partition", &partition);

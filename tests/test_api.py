@@ -148,6 +148,12 @@ def test_what_is_of_onnx_files_alone(folder, tmp_path, options):
     assert not (tmp_path / "q").exists()
 
 
+def test_none_is_no_option(source):
+    """What a caller leaves open by None is left out, for folders and .onnx files alike."""
+    open_ = dict.fromkeys(("format", "block_size", "accuracy_level", "activations", "target", "plan"))
+    assert splitquant.dry_run(source, **open_) == splitquant.dry_run(source)
+
+
 def test_options_that_nobody_knows(source):
     for call in (splitquant.dry_run, lambda source, **more: splitquant.quantize(source, result(source), **more)):
         with pytest.raises(TypeError, match="colour"):

@@ -30,8 +30,9 @@ ARROWS = {
     "torch": {"storage", *PLANNED},
     "onnx": {"storage", *PLANNED},
     "hf": {"checkpoint", "torch", "storage", *PLANNED},
+    "evaluate": {"hf", "storage", "core", *FLOOR},
     "api": {"checkpoint", "onnx", "storage", *PLANNED},
-    "cli": {"api", "onnx", "storage", *PLANNED},
+    "cli": {"api", "evaluate", "onnx", "storage", *PLANNED},
     "__init__": {"api", "hf", *PLANNED},
 }
 PACKAGES = {
@@ -43,6 +44,7 @@ PACKAGES = {
     "torch": {"numpy", "torch"},
     "onnx": {"numpy", "onnx", "onnxruntime", "google"},
     "hf": {"torch", "transformers", "safetensors"},
+    "evaluate": {"numpy", "torch", "transformers", "onnxruntime", "lm_eval"},
     "cli": {"numpy", "typer", "rich", "matplotlib"},
 }
 SUBROOMS = {  # of onnx: below each, what it may import of the others
@@ -50,7 +52,7 @@ SUBROOMS = {  # of onnx: below each, what it may import of the others
     "onnx.graph": {"onnx.wire", "onnx.dtypes"},
     "onnx.forms": {"onnx.graph", "onnx.wire", "onnx.dtypes"},
 }
-LIGHT = ("core", "storage", "format", "plan", "report", "checkpoint")  # import no framework
+LIGHT = ("core", "storage", "format", "plan", "report", "checkpoint", "evaluate")  # import no framework
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+
+from splitquant.evaluate import LanguageModel, Run, perplexity
 
 DIALOGUES = 128
 STORIES, TOKENS = 40, 256
@@ -68,29 +69,24 @@ def minilm() -> Subject:
     )
 
 
-@torch.no_grad()
-def perplexity(model: nn.Module, texts: list[torch.Tensor]) -> float:
-    """The perplexity of all texts together, each `[batch, tokens]`."""
-    loss, count = 0.0, 0
-    for ids in texts:
-        logits = model(ids).logits[:, :-1]
-        loss += float(cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"))
-        count += ids[:, 1:].numel()
-    return float(torch.tensor(loss / count, dtype=torch.float64).exp())
-
-
-def language_model(name: str, folder: Path, texts: list[torch.Tensor]) -> Subject:
-    """A causal language model by its perplexity."""
+def language_model(name: str, folder: Path, documents: list[list[int]], batch: int) -> Subject:
+    """A causal language model by its perplexity on documents of token ids, so many at once."""
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return subject(name, "perplexity", False, model, lambda m: perplexity(m, texts))
+    return subject(
+        name,
+        "perplexity",
+        False,
+        model,
+        lambda m: perplexity(LanguageModel(m), documents, run=Run(batch)).perplexity.value,
+    )
 
 
 def craftgpt(data: Path) -> Subject:
     """A dialogue model of 5 million parameters, on dialogues sampled from it."""
-    ids = torch.tensor(json.loads((data / "craftgpt-5m" / "self_sampled_dialogues_ids.json").read_text()))
-    return language_model("craftgpt-5m", data / "craftgpt-5m" / "hf-opt-fp32", list(ids[:DIALOGUES].split(32)))
+    ids = json.loads((data / "craftgpt-5m" / "self_sampled_dialogues_ids.json").read_text())
+    return language_model("craftgpt-5m", data / "craftgpt-5m" / "hf-opt-fp32", ids[:DIALOGUES], 32)
 
 
 def stories260k(data: Path) -> Subject:
@@ -101,9 +97,8 @@ def stories260k(data: Path) -> Subject:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     stories = json.loads((data / "tinystories-text" / "tinystories_1000.json").read_text())
     ascii_only = [story for story in stories if story.isascii()][:STORIES]
-    return language_model(
-        "stories260K", folder, [torch.tensor([tokenizer(story).input_ids[:TOKENS]]) for story in ascii_only]
-    )
+    documents = [tokenizer(story).input_ids[:TOKENS] for story in ascii_only]
+    return language_model("stories260K", folder, documents, 1)
 
 
 def resnet(name: str, data: Path) -> Subject:

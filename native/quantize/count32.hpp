@@ -105,14 +105,15 @@ inline void count32_rows(Matrix x, PerGroup inverse, const u32* weight, KeyEntry
         RowOfGroups scales(inverse, row, x.cols);
         for (size from = 0; from < x.cols; from += CHUNK) {
             size to = smaller(from + CHUNK, x.cols);
-            for_stretches(scales, x.cols, from, to, [&](size begin, size end, auto scale) {
+            auto keys_of_stretch = [&](size begin, size end, auto scale) {
                 size whole = (end - begin) / LANES * LANES;
                 keys_of<Format>(weights + begin, whole, scale, chunk, begin - from);
                 if (begin + whole == end) return;
                 Padded<Word> last(weights + begin + whole, end - begin - whole);
                 if constexpr (__is_same(decltype(scale), Each)) scale.values += whole;
                 keys_of<Format>(last.words, LANES, scale, chunk, begin - from + whole);
-            });
+            };
+            for_stretches(x.cols, from, to, keys_of_stretch, scales);
             if (held + CHUNK > ENTRY_LIMIT) flush(table, out), held = 0;
             held += to - from;
             if (!weight) {

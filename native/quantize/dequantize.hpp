@@ -42,16 +42,17 @@ struct Lookup {
 #endif
 };
 
-// values * scale, rounded into the dtype.
+// (values + shift) * scale, rounded into the dtype.
 template <class Format, class Scale>
-inline void scale_block(const float* values, Scale scale, size j, typename Format::Word* out) {
+inline void scale_block(const float* values, Scale scale, Scale shift, size j, typename Format::Word* out) {
     F scaled[PARTS];
-    for (int p = 0; p < PARTS; ++p) scaled[p] = load_f32(values + p * N) * scale.at(j + p * N);
+    for (int p = 0; p < PARTS; ++p) scaled[p] = (load_f32(values + p * N) + shift.at(j + p * N)) * scale.at(j + p * N);
     Format::store(out, scaled);
 }
 
 template <class Format>
-inline void dequantize_rows(Planes in, const Lookup& lookup, PerGroup row_scale, typename Format::Word* out) {
+inline void dequantize_rows(Planes in, const Lookup& lookup, PerGroup row_scale, PerGroup shift,
+                            typename Format::Word* out) {
     using Word = typename Format::Word;
     const size cols = in.cols;
     const PackFunction unpack_codes = unpacker(in.bits);
@@ -59,7 +60,7 @@ inline void dequantize_rows(Planes in, const Lookup& lookup, PerGroup row_scale,
     u8 codes[CHUNK] = {}, clusters[CHUNK] = {};
     float values[CHUNK] = {};
     for (size row = 0; row < in.rows; ++row, out += cols) {
-        RowOfGroups scales(row_scale, row, cols);
+        RowOfGroups scales(row_scale, row, cols), shifts(shift, row, cols, RowOfGroups::NOTHING);
         for (size from = 0; from < cols; from += CHUNK) {
             size to = smaller(from + CHUNK, cols);
             unpack_codes(in.codes + row * in.codes_width + from / 8 * in.bits, to - from, codes);
@@ -67,24 +68,26 @@ inline void dequantize_rows(Planes in, const Lookup& lookup, PerGroup row_scale,
                 unpack_clusters(in.clusters + row * in.clusters_width + from / 8 * in.cluster_bits, to - from, clusters);
             }
             lookup(codes, clusters, to - from, values);
-            for_stretches(scales, cols, from, to, [&](size begin, size end, auto scale) {
+            auto scale_stretch = [&](size begin, size end, auto scale, auto moved) {
                 size j = begin;
-                for (; j + LANES <= end; j += LANES) scale_block<Format>(values + (j - from), scale, j - begin, out + j);
+                for (; j + LANES <= end; j += LANES) scale_block<Format>(values + (j - from), scale, moved, j - begin, out + j);
                 if (j == end) return;
                 Word last[LANES];
-                scale_block<Format>(values + (j - from), scale, j - begin, last);
+                scale_block<Format>(values + (j - from), scale, moved, j - begin, last);
                 __builtin_memcpy(out + j, last, (end - j) * sizeof(Word));
-            });
+            };
+            for_stretches(cols, from, to, scale_stretch, scales, shifts);
         }
     }
 }
 
-inline void dequantize(Planes in, size clusters, const float* levels, PerGroup row_scale, Kind kind, void* out) {
+inline void dequantize(Planes in, size clusters, const float* levels, PerGroup row_scale, PerGroup shift, Kind kind,
+                       void* out) {
     size entries = clusters << in.bits;
     Lookup lookup{levels, entries, in.bits, static_cast<u32>(entries - 1)};
     with_kind(kind, [&](auto format) {
         using Format = decltype(format);
-        dequantize_rows<Format>(in, lookup, row_scale, static_cast<typename Format::Word*>(out));
+        dequantize_rows<Format>(in, lookup, row_scale, shift, static_cast<typename Format::Word*>(out));
     });
 }
 

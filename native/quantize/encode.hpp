@@ -8,6 +8,13 @@ namespace splitquant::SPLITQUANT_ISA {
 // 1.5 * 2**23: its sum with a number in [0, 255] has the number, rounded to nearest even, as its last bits.
 constexpr float ROUNDER = 12582912.0f;
 
+// Levels that are not moved: as if by -0, without the work.
+struct Unmoved {};
+inline F moved_down(F x, Unmoved) { return x; }
+inline F moved_down(F x, F shift) { return x - shift; }
+inline F moved_up(F x, Unmoved) { return x; }
+inline F moved_up(F x, F shift) { return x + shift; }
+
 // The grid in registers. Clusters are padded to COUNT by ones that no value reaches (a comparison with NaN is false).
 template <int COUNT>
 struct Encoder {
@@ -34,16 +41,17 @@ struct Encoder {
         }
     }
 
-    // Returns the level of u; its code is the low byte of `code`. No fused multiply-add: the reference rounds twice.
-    F level(F u, I& id, I& code) const {
+    // Returns the level of u, moved by `shift` (an F or Unmoved); its code is the low byte of `code`. No fused multiply-add: the reference rounds twice.
+    template <class Shift>
+    F level(F u, Shift shift, I& id, I& code) const {
         id = I{};
         for (int c = 1; c < COUNT; ++c) id = count_reached(id, u, lower[c]);
         F start = offset[id];
-        F steps = (u - start) * inverse_scale[id];
+        F steps = moved_down(u - start, shift) * inverse_scale[id];
         // Clipping before rounding is the same (the bounds are integers), and takes care of NaN and infinity.
         F rounded = least(greatest(steps, code_min), code_max) + ROUNDER;
         code = (I)rounded;
-        return scale[id] * (rounded - ROUNDER) + start;
+        return moved_up(scale[id] * (rounded - ROUNDER) + start, shift);
     }
 };
 
@@ -95,21 +103,21 @@ struct ByteChunk {
     u8 clusters[CHUNK];
 };
 
-template <class Format, class Coder, class Scale, class Lanes>
+template <class Format, class Coder, class Scale, class Shift, class Lanes>
 inline void encode_block(const Coder& encoder, const typename Format::Word* x, Scale row_scale, Scale inverse,
-                         size j, Lanes lanes, ErrorSums& errors, u8* codes, u8* clusters) {
+                         Shift shift, size j, Lanes lanes, ErrorSums& errors, u8* codes, u8* clusters) {
     I id[PARTS], code[PARTS];
     for (int p = 0; p < PARTS; ++p) {
         F w = Format::load(x + p * N);
-        F level = encoder.level(w * inverse.at(j + p * N), id[p], code[p]);
+        F level = encoder.level(w * inverse.at(j + p * N), shift.at(j + p * N), id[p], code[p]);
         errors.add(p, w, lanes.keep(p, w - level * row_scale.at(j + p * N)));
     }
     store_bytes(codes, code);
     if constexpr (Coder::HAS_CLUSTERS) store_bytes(clusters, id);
 }
 
-template <class Format, class Coder>
-inline void encode_rows(Matrix x, PerGroup row_scale, PerGroup inverse, const Coder& encoder, Planes out,
+template <class Format, bool MOVED = false, class Coder>
+inline void encode_rows(Matrix x, PerGroup row_scale, PerGroup inverse, PerGroup shift, const Coder& encoder, Planes out,
                         RowErrors errors) {
     using Word = typename Format::Word;
     const PackFunction pack_codes = packer(out.bits);
@@ -121,17 +129,25 @@ inline void encode_rows(Matrix x, PerGroup row_scale, PerGroup inverse, const Co
         ErrorSums sums;
         for (size from = 0; from < x.cols; from += CHUNK) {
             size to = smaller(from + CHUNK, x.cols);
-            for_stretches(row_scales, inverses, x.cols, from, to, [&](size begin, size end, auto scale, auto inverse_scale) {
+            auto encode_stretch = [&](size begin, size end, auto scale, auto inverse_scale, auto moved) {
                 size j = begin;
                 for (; j + LANES <= end; j += LANES) {
-                    encode_block<Format>(encoder, weights + j, scale, inverse_scale, j - begin, Whole{}, sums,
+                    encode_block<Format>(encoder, weights + j, scale, inverse_scale, moved, j - begin, Whole{}, sums,
                                          chunk.codes + (j - from), chunk.clusters + (j - from));
                 }
                 if (j == end) return;
                 Padded<Word> last(weights + j, end - j);
-                encode_block<Format>(encoder, last.words, scale, inverse_scale, j - begin, Partial(end - j), sums,
+                encode_block<Format>(encoder, last.words, scale, inverse_scale, moved, j - begin, Partial(end - j), sums,
                                      chunk.codes + (j - from), chunk.clusters + (j - from));
-            });
+            };
+            if constexpr (MOVED) {
+                for_stretches(x.cols, from, to, encode_stretch, row_scales, inverses, RowOfGroups(shift, row, x.cols));
+            } else {
+                auto unmoved = [&](size begin, size end, auto scale, auto inverse_scale) {
+                    encode_stretch(begin, end, scale, inverse_scale, Same{Unmoved{}});
+                };
+                for_stretches(x.cols, from, to, unmoved, row_scales, inverses);
+            }
             pack_codes(chunk.codes, to - from, out.codes + row * out.codes_width + from / 8 * out.bits);
             if (pack_clusters) {
                 pack_clusters(chunk.clusters, to - from,
@@ -144,15 +160,17 @@ inline void encode_rows(Matrix x, PerGroup row_scale, PerGroup inverse, const Co
     }
 }
 
-inline void encode(Matrix x, PerGroup row_scale, PerGroup inverse, Grid grid, Planes out, RowErrors errors) {
+inline void encode(Matrix x, PerGroup row_scale, PerGroup inverse, PerGroup shift, Grid grid, Planes out, RowErrors errors) {
     with_kind(x.kind, [&](auto format) {
         using Format = decltype(format);
         switch (grid.clusters) {
-            case 1: return encode_rows<Format>(x, row_scale, inverse, Encoder<1>(grid), out, errors);
-            case 2: return encode_rows<Format>(x, row_scale, inverse, Encoder<2>(grid), out, errors);
-            case 3: return encode_rows<Format>(x, row_scale, inverse, Encoder<3>(grid), out, errors);
-            case 4: return encode_rows<Format>(x, row_scale, inverse, Encoder<4>(grid), out, errors);
-            default: return encode_rows<Format>(x, row_scale, inverse, Encoder<8>(grid), out, errors);
+            case 1:
+                if (shift.data) return encode_rows<Format, true>(x, row_scale, inverse, shift, Encoder<1>(grid), out, errors);
+                return encode_rows<Format>(x, row_scale, inverse, shift, Encoder<1>(grid), out, errors);
+            case 2: return encode_rows<Format>(x, row_scale, inverse, shift, Encoder<2>(grid), out, errors);
+            case 3: return encode_rows<Format>(x, row_scale, inverse, shift, Encoder<3>(grid), out, errors);
+            case 4: return encode_rows<Format>(x, row_scale, inverse, shift, Encoder<4>(grid), out, errors);
+            default: return encode_rows<Format>(x, row_scale, inverse, shift, Encoder<8>(grid), out, errors);
         }
     });
 }

@@ -18,7 +18,7 @@ struct CellEncoder {
     const float* levels;
     const i32* stored;  // code | cluster << 8
 
-    F level(F u, I& id, I& code) const {
+    F level(F u, Unmoved, I& id, I& code) const {
         float values[N], found[N];
         i32 ids[N], codes[N];
         u32 keys[N];
@@ -82,7 +82,7 @@ inline bool encode_cells(Matrix x, PerGroup row_scale, PerGroup inverse, Cells c
         first_cells(border, first);
         const CellEncoder encoder{first, border, cells.level, stored};
         with_kind(x.kind, [&](auto format) {
-            encode_rows<decltype(format)>(x, row_scale, inverse, encoder, out, errors);
+            encode_rows<decltype(format)>(x, row_scale, inverse, PerGroup{}, encoder, out, errors);
         });
     }
     free(first);

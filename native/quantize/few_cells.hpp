@@ -33,7 +33,7 @@ struct FewCellEncoder {
 
     WordTable<HALF> border, levels, stored;  // stored: code | cluster << 8
 
-    F level(F u, I& id, I& code) const {
+    F level(F u, Unmoved, I& id, I& code) const {
         __m512i cell = _mm512_setzero_si512();
         for (int step = HALF ? 16 : 32; step > 0; step /= 2) {
             __m512i next = _mm512_add_epi32(cell, _mm512_set1_epi32(step));
@@ -59,7 +59,7 @@ inline void encode_few_cells(Matrix x, PerGroup row_scale, PerGroup inverse, Cel
     }
     const FewCellEncoder<HALF> encoder{WordTable<HALF>(border), WordTable<HALF>(level), WordTable<HALF>(stored)};
     with_kind(x.kind, [&](auto format) {
-        encode_rows<decltype(format)>(x, row_scale, inverse, encoder, out, errors);
+        encode_rows<decltype(format)>(x, row_scale, inverse, PerGroup{}, encoder, out, errors);
     });
 }
 

@@ -104,6 +104,8 @@ struct Parts {
 struct Kernels {
     const char* isa;
     void (*absmax)(Matrix x, size group, float* out);
+    // The row_scale, in the numbers that `stored` holds, and the zero_point of every group. false: out of memory
+    bool (*own_grids)(Matrix x, size group, int bits, Kind stored, bool fit, float* row_scale, u8* zero);
     bool (*count16)(const u16* keys, size n, i64* count);  // false: out of memory
     // weight: one per group of `inverse`, or null for ones. false: out of memory
     bool (*count32)(Matrix x, PerGroup inverse, const u32* weight, Counts32 out);
@@ -112,12 +114,13 @@ struct Kernels {
     // Fits k affine pieces to the values, in place.
     void (*polish)(SortedValues values, size clusters, int bits, int most_steps, double least_gain, float* lower,
                    float* scale, float* offset);
-    void (*encode)(Matrix x, PerGroup row_scale, PerGroup inverse, Grid grid, Planes out, RowErrors errors);
+    // shift: added to the levels of a group; null stands for none.
+    void (*encode)(Matrix x, PerGroup row_scale, PerGroup inverse, PerGroup shift, Grid grid, Planes out, RowErrors errors);
     bool (*encode_cells)(Matrix x, PerGroup row_scale, PerGroup inverse, Cells cells, Planes out,
                          RowErrors errors);  // false: out of memory
     void (*pack)(const u8* values, size rows, size cols, int bits, u8* plane);
     void (*unpack)(const u8* plane, size rows, size cols, int bits, u8* values);
-    void (*dequantize)(Planes in, size clusters, const float* levels, PerGroup row_scale, Kind kind, void* out);
+    void (*dequantize)(Planes in, size clusters, const float* levels, PerGroup row_scale, PerGroup shift, Kind kind, void* out);
     void (*part_planes)(Planes in, Parts out);
     void (*transpose)(const void* x, size word, size stride, size rows, size cols, void* out);
     bool (*crc32_fold)(const u8* data, size n, u8* folded);  // false: this set has no instruction for it

@@ -10,10 +10,13 @@ constexpr size CHUNK = 512;  // weights; a multiple of 16 and of 8, so that a ch
 inline size smaller(size a, size b) { return a < b ? a : b; }
 
 // The same float for every weight of a stretch.
+template <class Value>
 struct Same {
-    F value;
-    F at(size) const { return value; }
+    Value value;
+    Value at(size) const { return value; }
 };
+template <class Value>
+Same(Value) -> Same<Value>;
 
 // A float of its own for every weight of a stretch.
 struct Each {
@@ -23,12 +26,14 @@ struct Each {
 
 // One row of a PerGroup.
 struct RowOfGroups {
+    static constexpr float ONE = 1.0f, NOTHING = -0.0f;
+
     const float* values;
     size group;
 
-    RowOfGroups(PerGroup all, size row, size cols) {
-        static constexpr float ONE = 1.0f;  // x * 1 is x, so "no scale" needs no code of its own
-        values = all.data ? all.data + row * all.groups : &ONE;
+    // `none` stands for no floats: x * 1 and x + -0 are x, so that needs no code of its own.
+    RowOfGroups(PerGroup all, size row, size cols, const float& none = ONE) {
+        values = all.data ? all.data + row * all.groups : &none;
         group = all.data && all.groups > 1 ? all.group : cols;
     }
 
@@ -45,34 +50,24 @@ struct RowOfGroups {
     }
 };
 
-// Calls body(begin, end, scales...) for stretches of [from, to), all but the last a multiple of 16 weights long; a scale
-// is a Same or an Each, and `from` is a multiple of 16.
-template <class Body>
-inline void for_stretches(RowOfGroups a, size cols, size from, size to, Body body) {
-    if (!a.holds_blocks(cols)) {
-        float each[CHUNK];
-        a.spread(from, to, each);
-        return body(from, to, Each{each});
+// Calls body(begin, end, floats...) for stretches of [from, to), all but the last a multiple of 16 weights long; each of the
+// floats is a Same or an Each, and `from` is a multiple of 16.
+template <class Body, class... Rows>
+inline void for_stretches(size cols, size from, size to, Body body, Rows... rows) {
+    if (!(rows.holds_blocks(cols) && ...)) {
+        float each[sizeof...(rows)][CHUNK];
+        size i = 0;
+        auto spread = [&](const RowOfGroups& row) {
+            float* out = each[i++];
+            row.spread(from, to, out);
+            return Each{out};
+        };
+        return body(from, to, spread(rows)...);
     }
     for (size begin = from; begin < to;) {
-        size g = begin / a.group, end = smaller(to, (g + 1) * a.group);
-        body(begin, end, Same{splat(a.values[g])});
-        begin = end;
-    }
-}
-
-template <class Body>
-inline void for_stretches(RowOfGroups a, RowOfGroups b, size cols, size from, size to, Body body) {
-    if (!a.holds_blocks(cols) || !b.holds_blocks(cols)) {
-        float each_a[CHUNK], each_b[CHUNK];
-        a.spread(from, to, each_a);
-        b.spread(from, to, each_b);
-        return body(from, to, Each{each_a}, Each{each_b});
-    }
-    for (size begin = from; begin < to;) {
-        size g = begin / a.group, h = begin / b.group;
-        size end = smaller(to, smaller((g + 1) * a.group, (h + 1) * b.group));
-        body(begin, end, Same{splat(a.values[g])}, Same{splat(b.values[h])});
+        size end = to;
+        ((end = smaller(end, (begin / rows.group + 1) * rows.group)), ...);
+        body(begin, end, Same{splat(rows.values[begin / rows.group])}...);
         begin = end;
     }
 }

@@ -13,6 +13,7 @@
 #include "dequantize.hpp"
 #include "encode.hpp"
 #include "encode_cells.hpp"
+#include "own.hpp"
 #include "pack.hpp"
 #include "part_planes.hpp"
 #include "partition.hpp"
@@ -26,7 +27,7 @@ namespace splitquant::SPLITQUANT_ISA {
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    SPLITQUANT_STRING(SPLITQUANT_ISA), absmax, count16, count32, partition, polish, encode, encode_cells, pack_rows, unpack_rows, dequantize, part_planes, transpose,
+    SPLITQUANT_STRING(SPLITQUANT_ISA), absmax, own_grids, count16, count32, partition, polish, encode, encode_cells, pack_rows, unpack_rows, dequantize, part_planes, transpose,
     crc32_fold,
 };
 

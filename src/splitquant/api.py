@@ -73,6 +73,10 @@ class Job(Protocol):
         """Where the plan was chosen by size: the plan with its figures."""
         ...
 
+    def foretold(self, resources: Resources) -> Report:
+        """The report of `apply` as far as it is known before: without figures and checksums."""
+        ...
+
     def apply(self, destination: Path, resources: Resources, advance: Advance = ...) -> Report:
         """Write the result."""
         ...
@@ -96,6 +100,7 @@ def quantize(  # noqa: PLR0913 - the options of a public function
     max_memory: int | str = DEFAULT_MAX_MEMORY,
     threads: int = 0,
     force: bool = False,
+    durable: bool = True,
     advance: Advance = lambda _: None,
     **options: Unpack[QuantizeOptions],
 ) -> Report:
@@ -108,6 +113,7 @@ def quantize(  # noqa: PLR0913 - the options of a public function
         max_memory: bound on the peak memory of the process, bytes or text such as "1GiB".
         threads: 0 takes all processors.
         force: whether what is at the destination may be replaced.
+        durable: whether all bytes are on the disk before the output gets its name, so that no power cut damages it.
         advance: told the number of source bytes that are done, from any thread.
         **options: `fixed` (fields of `QuantSpec` that are decided), `preset`, `embeddings`, `include`, `exclude`, `target`,
             `target_bits`, `target_size`, `weighting`, `plan`; of .onnx files also `format`, `block_size`,
@@ -119,7 +125,7 @@ def quantize(  # noqa: PLR0913 - the options of a public function
     Raises:
         SpecError, SourceError, TensorError, DestinationError: see `splitquant.errors`; on an error nothing is left.
     """
-    resources = Resources.of(max_memory, threads, force=force)
+    resources = Resources.of(max_memory, threads, force=force, durable=durable)
     with prepare(source, spec, resources, **options) as job:
         return job.apply(Path(destination), resources, advance)
 
@@ -156,7 +162,7 @@ def prepare(
     Raises:
         SpecError, SourceError, TensorError: see `splitquant.errors`.
     """
-    of_onnx = {name: options[name] for name in _OF_ONNX if name in options}  # type: ignore[literal-required]
+    of_onnx = {name: options[name] for name in _OF_ONNX if options.get(name) is not None}  # type: ignore[literal-required]
     asked = {name: value for name, value in options.items() if name not in _OF_ONNX}
     plan_file, weighting = asked.pop("plan", None), asked.get("weighting", "energy")
     if isinstance(weighting, str) and weighting not in ("energy", "relative"):
@@ -189,12 +195,13 @@ def verify(
     return verify_folder(open_folder(Path(source)), Path(destination), Resources.of(max_memory, 1).budget(), advance)
 
 
-def dequantize(
+def dequantize(  # noqa: PLR0913 - the options of a public function
     source: AnyPath,
     destination: AnyPath,
     *,
     max_memory: int | str = DEFAULT_MAX_MEMORY,
     force: bool = False,
+    durable: bool = True,
     advance: Advance = lambda _: None,
 ) -> int:
     """Write the plain float folder that a quantized one stands for; returns the bytes of its tensors.
@@ -204,10 +211,11 @@ def dequantize(
         destination: what to write; it appears complete or not at all.
         max_memory: as in `quantize`.
         force: as in `quantize`.
+        durable: as in `quantize`.
         advance: told the number of float bytes that are done.
     """
-    budget = Resources.of(max_memory, 1).budget()
-    return dequantize_folder(open_quantized(Path(source)), Path(destination), budget, force=force, advance=advance)
+    resources = Resources.of(max_memory, force=force, durable=durable)
+    return dequantize_folder(open_quantized(Path(source)), Path(destination), resources, advance)
 
 
 @dataclass(frozen=True, slots=True)

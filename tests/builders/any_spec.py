@@ -34,6 +34,7 @@ def specs(draw, strategies=STRATEGIES, granularities=GRANULARITIES, least_cluste
         "symmetric": st.booleans(),
         "layout": st.sampled_from(LAYOUTS),
         "polish": st.sampled_from([None, False, True]),
+        "zero_points": st.sampled_from([None, "shared"]),
     }
     if FACTS[strategy].free_levels:
         options |= {"symmetric": st.just(False), "layout": st.just("fused"), "polish": st.none()}

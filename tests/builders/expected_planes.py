@@ -9,10 +9,13 @@ from builders.folders import (
     normal,
     raw,
 )
+from splitquant.core.reference import NumpyKernels
 from splitquant.core.rows import pack_row_scale
 from splitquant.core.split import quantize_array
 from splitquant.format.decode import as_window
 from splitquant.storage import memory
+
+pack = NumpyKernels().pack
 
 
 def expected_planes(name, tensor, spec, *, axis=0, stack=False) -> dict[str, Raw]:
@@ -30,7 +33,11 @@ def expected_planes(name, tensor, spec, *, axis=0, stack=False) -> dict[str, Raw
         f"{name}.codes": plane([part.codes for part in parts], "U8"),
         f"{name}.shape": raw(np.array(tensor.shape, np.int64)),
     }
-    for level in ("levels",) if spec.strategy == "lloyd" else ("scale", "offset"):
+    if spec.zero_points == "own":
+        zeros = [pack(part.zero, spec.bits) for part in parts]
+        planes[f"{name}.zero_points"] = plane(zeros, "U8")
+    levels = () if spec.zero_points == "own" else ("scale", "offset")
+    for level in ("levels",) if spec.strategy == "lloyd" else levels:
         planes[f"{name}.{level}"] = plane([getattr(part, level) for part in parts], "F32")
     if spec.cluster_bits:
         planes[f"{name}.clusters"] = plane([part.clusters for part in parts], "U8")

@@ -13,7 +13,7 @@ from builders.folders import normal, tiny_folder, tiny_sharded, tree, write_fold
 from splitquant.api import dequantize, quantize
 from splitquant.checkpoint import shard
 from splitquant.errors import DestinationError, SourceError, TensorError
-from splitquant.storage import files
+from splitquant.storage import files, workplace
 
 
 @pytest.fixture
@@ -320,6 +320,7 @@ def test_old_folder_comes_back_when_the_new_one_cannot_get_its_name(tmp_path, so
         return original(self, target)
 
     monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(workplace, "exchange", lambda *_: False)
     with pytest.raises(DestinationError):
         quantize(source, tmp_path / "q", force=True)
     assert tree(tmp_path / "q") == OLD

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -204,15 +206,61 @@ def test_index_and_single_file_are_two_models(tmp_path):
 
 
 def test_links_are_followed(tmp_path):
-    """Files and folders behind links are carried like others, circles are not walked twice, a link to nothing is refused."""
+    """Links within a folder are followed, circles are not walked twice, a link to nothing is refused."""
     folder = write_folder(tmp_path / "m", A, config=CONFIG)
-    (tmp_path / "blob").write_text("{}")
-    (tmp_path / "pooling").mkdir()
-    (tmp_path / "pooling/config.json").write_text("{}")
-    (folder / "vocab.txt").symlink_to(tmp_path / "blob")
-    (folder / "1_Pooling").symlink_to(tmp_path / "pooling")
+    (folder / "blob").write_text("{}")
+    (folder / "pooling").mkdir()
+    (folder / "pooling/config.json").write_text("{}")
+    (folder / "vocab.txt").symlink_to("blob")
+    (folder / "1_Pooling").symlink_to("pooling")
     (folder / "round").symlink_to(folder)
-    assert {"vocab.txt", "1_Pooling/config.json"} <= set(open_folder(folder).other_files)
-    (tmp_path / "blob").unlink()
+    assert {"vocab.txt", "1_Pooling/config.json"} & set(open_folder(folder).other_files)
+    (folder / "blob").unlink()
     with pytest.raises(SourceError, match=r"vocab\.txt: is a link to a file that is not there"):
+        open_folder(folder)
+
+
+def test_links_into_the_blobs_of_the_hubs_cache(tmp_path):
+    """A snapshot of the hub's cache is a folder of links to the blobs beside it, and is opened through a link as well."""
+    home = tmp_path / "models--org--name"
+    snapshot = write_folder(home / "snapshots/abc", A, config=CONFIG)
+    (home / "blobs").mkdir()
+    for name in ("model.safetensors", "config.json"):
+        (snapshot / name).rename(home / "blobs" / name)
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
+    (home / "blobs/abcdef").write_text("{}")
+    (snapshot / "vocab.txt").symlink_to("../../blobs/abcdef")
+    (tmp_path / "here").symlink_to(snapshot)
+    for path in (snapshot, tmp_path / "here"):
+        assert open_folder(path).other_files == ("vocab.txt",)
+
+
+@pytest.mark.parametrize("link", ["vocab.txt", "sub"])
+def test_links_to_places_outside_are_refused(tmp_path, link):
+    """What lies elsewhere on the machine never gets into an output; weights may, which are read and not carried."""
+    folder = write_folder(tmp_path / "m", A, config=CONFIG)
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/key.txt").write_text("secret")
+    (folder / link).symlink_to(tmp_path / "secret" / ("key.txt" if "." in link else ""))
+    with pytest.raises(SourceError, match=r"is a link to .*secret/key\.txt, outside of the folder.*remove the link"):
+        open_folder(folder)
+    (folder / link).unlink()
+    (folder / "model.safetensors").rename(tmp_path / "w")
+    (folder / "model.safetensors").symlink_to(tmp_path / "w")
+    assert open_folder(folder).tensors
+
+
+def test_a_subfolder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+    """It is not left out in silence."""
+    folder = write_folder(tmp_path / "m", A, config=CONFIG)
+    (folder / "sub").mkdir()
+    original = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(SourceError, match=r"m/sub: cannot be read \(Permission denied\); give yourself access"):
         open_folder(folder)

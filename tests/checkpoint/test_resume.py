@@ -66,8 +66,8 @@ def interrupt_after(monkeypatch, shards, error=KeyboardInterrupt, module=convert
     """Let a run in this process stop when so many shards are finished; gives the context to leave."""
     original = module.Workplace.finish
 
-    def finish(self, shard, result):
-        original(self, shard, result)
+    def finish(self, shard, *args):
+        original(self, shard, *args)
         if len(list(self.path.glob("*.safetensors"))) >= shards:
             raise error
 
@@ -197,7 +197,9 @@ def test_changed_small_files_are_taken_anew(tmp_path, source):
     assert tree(tmp_path / "q") == clean(tmp_path, source)
 
 
-@pytest.mark.parametrize("damage", ["state is empty", "state is no list", "shard is gone", "shard is short"])
+@pytest.mark.parametrize(
+    "damage", ["state is empty", "state is no list", "shard is gone", "shard is short", "a bit is off", "name"]
+)
 def test_damaged_workplace_is_not_trusted(tmp_path, source, damage):
     """What a crash of the machine may leave (no state, half a state, half a shard) is made again."""
     interrupted(tmp_path, source)
@@ -209,6 +211,12 @@ def test_damaged_workplace_is_not_trusted(tmp_path, source, damage):
         state.write_text("null")
     elif damage == "shard is gone":
         shard.unlink()
+    elif damage == "a bit is off":
+        data = bytearray(shard.read_bytes())
+        data[-1] ^= 4
+        shard.write_bytes(data)
+    elif damage == "name":
+        shard.write_bytes(shard.read_bytes().replace(b"weight", b"Weight"))
     else:
         shard.write_bytes(shard.read_bytes()[:-1])
     assert quantize(source, tmp_path / "q").run.resumed_shards == 0

@@ -308,7 +308,7 @@ def set_key(key, value):
 CONFIG_CHANGES = {
     "no configuration": lambda config: config.pop("quantization_config"),
     "another method": set_key("quant_method", "gptq"),
-    "later version": set_key("format_version", 2),
+    "later version": set_key("format_version", 3),
     "version as text": set_key("format_version", "1"),
     "unknown key": set_key("more", 1),
     "no specs": lambda config: config["quantization_config"].pop("specs"),

@@ -104,15 +104,15 @@ def test_config_keeps_the_keys_of_the_source_in_order(tmp_path):
     quantization = found["quantization_config"]
     assert set(quantization) == {"quant_method", "format_version", "specs", "tensors"}
     assert (quantization["quant_method"], quantization["format_version"]) == ("splitquant", 1)
-    assert sorted(map(str, quantization["specs"])) == sorted(str(spec.to_dict()) for spec in (EMBEDDING, QuantSpec()))
+    assert sorted(map(str, quantization["specs"])) == sorted(str(spec.to_stored()) for spec in (EMBEDDING, QuantSpec()))
     expert = "model.layers.0.mlp.experts.gate_up_proj"
     for name, item in quantization["tensors"].items():
         assert item["dtype"] == "bf16"
         assert set(item) == {"spec", "dtype", "axis", *(["stack"] if name == expert else [])}
     assert quantization["tensors"][expert]["axis"] == 1
     assert quantization["tensors"][expert]["stack"] is True
-    assert quantization["specs"][quantization["tensors"][expert]["spec"]] == QuantSpec().to_dict()
-    assert quantization["specs"][quantization["tensors"]["lm_head.weight"]["spec"]] == EMBEDDING.to_dict()
+    assert quantization["specs"][quantization["tensors"][expert]["spec"]] == QuantSpec().to_stored()
+    assert quantization["specs"][quantization["tensors"]["lm_head.weight"]["spec"]] == EMBEDDING.to_stored()
 
 
 def test_no_config_in_the_source(tmp_path):

@@ -278,7 +278,9 @@ def test_paths_that_are_too_long(source, monkeypatch, capsys, words):
     with pytest.raises(SystemExit) as found:
         run()
     assert found.value.code == 1
-    assert "File name too long; choose another path" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "File name too long" in error
+    assert "choose another p" in error
 
 
 @pytest.fixture
@@ -298,14 +300,12 @@ def test_dry_run_writes_nothing_and_tells_the_sizes(cli, larger, tmp_path):
     assert done.code == 0
     assert "SQNR" not in planned.out
     assert "SQNR" in done.out
-    planned = json.loads(cli("quantize", larger, "-o", tmp_path / "p.onnx", "--dry-run", "--json", "-").out)["tensors"]
-    written = {}  # a bias comes under its node's name too, behind all nodes
-    for row in json.loads((tmp_path / "r.json").read_text())["tensors"]:
-        written.setdefault(row["name"], row)
-    for row in planned:
-        if row["spec"] is not None:
-            assert (row["spec"], row["outcome"]) == (written[row["name"]]["spec"], written[row["name"]]["outcome"])
-            assert row["stored_bytes"] == written[row["name"]]["stored_bytes"]
+    planned = json.loads(cli("quantize", larger, "-o", tmp_path / "p.onnx", "--dry-run", "--json", "-").out)
+    written = json.loads((tmp_path / "r.json").read_text())
+    for row in written["tensors"]:
+        row["figures"] = None
+    assert planned["tensors"] == written["tensors"]
+    assert planned.get("notes") == written.get("notes")
 
 
 def test_dry_run_of_a_split(cli, larger, tmp_path):

@@ -105,7 +105,7 @@ def test_preset_paper(cli, tmp_path, source):
     assert tree(tmp_path / "q1") == tree(tmp_path / "q3")
     cli("quantize", source, "-o", tmp_path / "q4", "--preset", "paper", "--bits", "3", "--clusters", "2")
     specs = json.loads((tmp_path / "q4/config.json").read_text())["quantization_config"]["specs"]
-    assert {**PAPER.to_dict(), "bits": 3, "clusters": 2} in specs
+    assert {**PAPER.to_stored(), "bits": 3, "clusters": 2} in specs
 
 
 def test_defaults_are_those_of_the_library(cli, tmp_path, source):
@@ -121,6 +121,7 @@ def test_defaults_are_those_of_the_library(cli, tmp_path, source):
     [
         (["--bits", "3"], {"bits": 3, "clusters": 4}),
         (["-k", "1"], {"clusters": 1}),
+        (["-k", "1", "--zero-points", "shared"], {"clusters": 1, "zero_points": "shared"}),
         (["--clusters", "8"], {"clusters": 8}),
         (["--layout", "parallel"], {"layout": "parallel", "clusters": 3}),
         (["--symmetric"], {"symmetric": True}),
@@ -133,7 +134,7 @@ def test_options_reach_the_spec(cli, tmp_path, source, options, spec):
     """Every option of a spec arrives, and the others keep their defaults."""
     assert cli("quantize", source, "-o", tmp_path / "q", *options).code == 0
     specs = json.loads((tmp_path / "q/config.json").read_text())["quantization_config"]["specs"]
-    assert QuantSpec(**spec).to_dict() in specs
+    assert QuantSpec(**spec).to_stored() in specs
 
 
 @pytest.mark.parametrize(("choice", "bits"), [("keep", None), ("4", 4), ("8", 8)])

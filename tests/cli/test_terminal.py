@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -13,10 +14,7 @@ import textwrap
 import pytest
 
 from builders.commands import ESCAPE, environment, process, wait_for
-from builders.folders import (
-    tiny_sharded,
-    tree,
-)
+from builders.folders import normal, tiny_folder, tiny_sharded, tree, write_folder
 from splitquant import api
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-7](;[0-9;]*)?m|\x1b\[38;")
@@ -141,3 +139,35 @@ def test_closed_pipe_is_no_traceback(source):
     assert done.stdout == "{"
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+def test_what_a_terminal_would_obey_is_shown_as_text(cli, tmp_path):
+    """Names of tensors and files come from strangers; escape sequences in them are shown, not obeyed."""
+    name = "a\x1b[2J\x07.weight"
+    source = write_folder(tmp_path / "m", {name: normal(1, 64, 64), "b.weight": normal(2, 64, 64)}, config={})
+    for args in (("quantize", source, "-o", tmp_path / "q", "-v"), ("inspect", tmp_path / "q")):
+        done = cli(*args)
+        assert done.code == 0
+        assert "\x1b" not in done.out + done.err
+        assert r"a\x1b[2J\x07.weight" in done.out
+    done = cli("quantize", source, "-o", tmp_path / "p", "--exclude", "\x1b[31m")
+    assert done.code == 2
+    assert "\x1b" not in done.err
+
+
+def test_json_of_names_that_are_no_text(cli, tmp_path):
+    """Bytes of file names that are no UTF-8 are escaped, as Python has them."""
+    source = tiny_folder(tmp_path / os.fsdecode(b"m\xff"))
+    done = cli("quantize", source, "-o", tmp_path / "q", "--json", tmp_path / "r.json")
+    assert done.code == 0
+    assert json.loads((tmp_path / "r.json").read_text())["run"]["source"].endswith("m\udcff")
+
+
+def test_no_link_lies_in_wait_for_a_json_file(cli, tmp_path):
+    """What grows beside it has a name that nobody can foresee."""
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".r.json.partial").symlink_to(tmp_path / "mine")
+    source = tiny_folder(tmp_path / "m")
+    assert cli("quantize", source, "-o", tmp_path / "q", "--json", tmp_path / "r.json").code == 0
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert json.loads((tmp_path / "r.json").read_text())

@@ -9,6 +9,7 @@ import pytest
 from splitquant.core.error import figures_of
 from splitquant.core.passes import Sink, Windows, count_passes, encoded, held, quantized, scale_rows, scaled, solved
 from splitquant.core.rows import RowScales
+from splitquant.core.scaling import Scaling
 from splitquant.core.spec import PAPER, QuantSpec
 from splitquant.core.split import quantize_array
 from splitquant.errors import TensorError
@@ -22,6 +23,7 @@ SPECS = [
     QuantSpec(2, 3, "residual", "tensor"),
     QuantSpec(3, 2, "lloyd"),
     QuantSpec(4, 2, "magnitude", "group:8"),
+    QuantSpec(3, 1, granularity="group:16"),
 ]
 
 
@@ -92,7 +94,13 @@ def test_threads_do_not_matter(spec):
 
 @pytest.mark.parametrize(
     ("spec", "passes"),
-    [(QuantSpec(), 3), (PAPER, 2), (QuantSpec(4, 1), 2), (QuantSpec(4, 1, symmetric=True), 1)],
+    [
+        (QuantSpec(), 3),
+        (PAPER, 2),
+        (QuantSpec(4, 1, zero_points="shared"), 2),
+        (QuantSpec(4, 1), 1),
+        (QuantSpec(4, 1, symmetric=True), 1),
+    ],
     ids=str,
 )
 def test_windows_are_loaded_once_per_pass(spec, passes):
@@ -116,26 +124,26 @@ def test_row_scales_of_all_rows():
     """Known ones are kept, and need no pass to weigh by."""
     spec = QuantSpec(granularity="group:16")
     cut = Cut(weights(), 8)
-    matrix = scaled(cut.matrix, spec.granularity)
-    assert matrix.scales.scale.tobytes() == scale_rows(weights(), spec.granularity).scale.tobytes()
+    matrix = scaled(cut.matrix, Scaling.of(spec))
+    assert matrix.scales.scale.tobytes() == scale_rows(weights(), Scaling.of(spec)).scale.tobytes()
     assert len(cut.loads) == 3
     (grid,) = solved(matrix, [spec])
     assert len(cut.loads) == 6
     check(encoded(matrix, spec, grid, Sink(collect)), grid, quantize_array(weights(), spec))
-    assert scaled(matrix, spec.granularity) is matrix
+    assert scaled(matrix, Scaling.of(spec)) is matrix
 
 
 def test_no_row_scales_take_no_pass():
     """A tensor that is scaled as a whole has none."""
     cut = Cut(weights(), 8)
-    assert scaled(cut.matrix, PAPER.granularity) is cut.matrix
+    assert scaled(cut.matrix, Scaling.of(PAPER)) is cut.matrix
     assert cut.loads == []
 
 
 def test_row_scales_may_be_raised_before_encoding():
     """Whoever keeps them may change them: rows are encoded by those of the matrix."""
     spec, x = QuantSpec(), weights()
-    matrix = scaled(Cut(x, 8).matrix, spec.granularity)
+    matrix = scaled(Cut(x, 8).matrix, Scaling.of(spec))
     (grid,) = solved(matrix, [spec])
     raised = replace(matrix, scales=RowScales(COLS, np.maximum(matrix.scales.scale, np.float32(1.0))))
     codes, _, scale, figures = joined(encoded(raised, spec, grid, Sink(collect)))
@@ -160,7 +168,7 @@ def test_scratch_memory_is_the_callers():
     """Planes lie where the sink says; they are valid until the next block."""
     room = {"codes": np.empty(1000, np.uint8), "clusters": np.empty(1000, np.uint8)}
     sink = Sink(lambda _, blocks: [bytes(block.planes.codes) for block in blocks], lambda name, n: room[name][:n], 6)
-    matrix = held(Windows.whole(weights()), QuantSpec().granularity)
+    matrix = held(Windows.whole(weights()), Scaling.of(QuantSpec()))
     (grid,) = solved(matrix, [QuantSpec()])
     (found,) = encoded(matrix, QuantSpec(), grid, sink)
     assert b"".join(found) == quantize_array(weights(), QuantSpec()).codes.tobytes()

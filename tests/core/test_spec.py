@@ -56,6 +56,7 @@ INVALID = [
     Invalid("symmetric number", {"symmetric": 1}, r"symmetric is 1; expected true or false"),
     Invalid("symmetric text", {"symmetric": "yes"}, r"symmetric is 'yes'"),
     Invalid("symmetric none", {"symmetric": None}, r"symmetric is None"),
+    Invalid("zero_points", {"zero_points": "row"}, r"zero_points is 'row'; expected one of own, shared"),
     Invalid("polish number", {"polish": 1}, r"polish is 1; expected true or false"),
     Invalid("polish text", {"polish": "no"}, r"polish is 'no'"),
     Invalid(
@@ -138,6 +139,7 @@ def test_paper_preset():
         "symmetric": False,
         "layout": "parallel",
         "polish": False,
+        "zero_points": "shared",
     }
     assert PAPER.zero_in_grid
 
@@ -209,8 +211,29 @@ def test_json_round_trip(spec):
     """A spec comes back from JSON equal, with every field spelled out."""
     stored = json.loads(json.dumps(spec.to_dict()))
     assert QuantSpec.from_dict(stored) == spec
-    assert set(stored) == {"bits", "clusters", "strategy", "granularity", "symmetric", "layout", "polish"}
+    fields = {"bits", "clusters", "strategy", "granularity", "symmetric", "layout", "polish"}
+    assert set(stored) == {*fields, "zero_points"}
+    assert QuantSpec.from_stored(spec.to_stored()) == spec
+    assert set(spec.to_stored()) == fields | ({"zero_points"} if spec.zero_points == "own" else set())
     assert stored["clusters"] > 0
+
+
+def test_who_has_own_zero_points():
+    """Asymmetric plain grids with row_scales, unless told otherwise; for all others there is no such choice."""
+    assert QuantSpec(clusters=1).zero_points == QuantSpec(clusters=1, granularity="group:32").zero_points == "own"
+    assert QuantSpec(clusters=1, zero_points="shared").zero_points == "shared"
+    for others in ({}, {"symmetric": True}, {"granularity": "tensor"}, {"strategy": "lloyd"}):
+        spec = QuantSpec(**{"clusters": 1 if others else 4, **others, "zero_points": "own"})
+        assert spec.zero_points == "shared"
+
+
+def test_specs_of_older_files_are_shared():
+    """LAW: a stored spec without the field means what it meant before there was one."""
+    old = {"bits": 4, "clusters": 1, "strategy": "min_error", "granularity": "channel", "symmetric": False}
+    spec = QuantSpec.from_stored({**old, "layout": "fused", "polish": False})
+    assert (spec.zero_points, spec.polish) == ("shared", False)
+    with pytest.raises(SpecError, match="zero_points is 'own'; those of INT4 plain channel symmetric are shared"):
+        QuantSpec.from_stored({**old, "symmetric": True, "zero_points": "own"})
 
 
 def test_from_dict_fills_defaults():
@@ -261,7 +284,11 @@ def test_numpy_integers_stay_json():
         (PAPER, "INT4 k=3 kmeans tensor parallel"),
         (QuantSpec(2, 1, granularity="group:32"), "INT2 plain group:32"),
         (QuantSpec(polish=False), "INT4 k=4 min_error channel unpolished"),
-        (QuantSpec(clusters=1, polish=True), "INT4 plain channel polished"),
+        (QuantSpec(clusters=1), "INT4 plain channel"),
+        (QuantSpec(clusters=1, polish=False), "INT4 plain channel unpolished"),
+        (QuantSpec(clusters=1, zero_points="shared"), "INT4 plain channel shared"),
+        (QuantSpec(clusters=1, zero_points="shared", polish=True), "INT4 plain channel shared polished"),
+        (QuantSpec(clusters=1, granularity="tensor"), "INT4 plain tensor"),
         (QuantSpec(strategy="residual"), "INT4 k=2 residual channel parallel"),
         (QuantSpec(strategy="lloyd"), "INT4 k=4 lloyd channel"),
         (QuantSpec(strategy="magnitude", clusters=2), "INT4 k=2 magnitude channel symmetric"),

@@ -182,7 +182,12 @@ def test_plain_symmetric_rows_need_no_histogram(granularity):
 
 @pytest.mark.parametrize(
     "spec",
-    [QuantSpec(), PAPER, QuantSpec(clusters=1), QuantSpec(clusters=1, symmetric=True, granularity="tensor")],
+    [
+        QuantSpec(),
+        PAPER,
+        QuantSpec(clusters=1, zero_points="shared"),
+        QuantSpec(clusters=1, symmetric=True, granularity="tensor"),
+    ],
     ids=str,
 )
 def test_other_specs_need_a_histogram(spec):

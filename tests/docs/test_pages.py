@@ -38,6 +38,13 @@ def test_readme_table():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_and_benchmarks_that_a_page_names_are_there(page):
+    """A page that sends its reader to a test or a benchmark names a file of the tree."""
+    named = set(re.findall(r"\b(?:tests|benchmarks)/[a-z0-9_/]+\.py\b", page.read_text(encoding="utf-8")))
+    assert {path for path in named if not (ROOT / path).is_file()} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links(page):
     """Every relative link leads to a file."""
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):

@@ -56,7 +56,7 @@ def test_specs_are_written_once():
     ("change", "says"),
     [
         (lambda data: data.update(colour="red"), "has the unknown key 'colour' in quantization_config"),
-        (lambda data: data.update(format_version=2), "has format_version 2 and this splitquant reads 1"),
+        (lambda data: data.update(format_version=3), "has format_version 3 and this splitquant reads 1 and 2"),
         (lambda data: data.update(format_version="1"), "has format_version '1'"),
         (lambda data: data.pop("specs"), "has a damaged quantization_config"),
         (lambda data: data.update(tensors=[1]), "has a damaged quantization_config"),

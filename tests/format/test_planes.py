@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builders.any_spec import specs
+from splitquant.core.reference import NumpyKernels
 from splitquant.core.rows import pack_row_scale
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import level_planes, quantize_array
@@ -45,6 +46,8 @@ def test_planned_planes_are_those_that_are_made(shape, kind, stack, spec, axis, 
         made["clusters"] = [s.clusters for s in splits]
     if spec.granularity.kind != "tensor":
         made["row_scale"] = [pack_row_scale(s.row_scale, s.row_scale_kind) for s in splits]
+    if spec.own_zero_points:
+        made["zero_points"] = [NumpyKernels().pack(s.zero, spec.bits) for s in splits]
     made = {name: np.stack(planes) if stack else planes[0] for name, planes in made.items()}
     made["shape"] = np.array(shape, np.int64)
     planned = Weight(shape, axis, spec, kind, stack).planes
@@ -96,7 +99,8 @@ def test_what_a_plane_is_called_in_a_file():
     ("spec", "names"),
     [
         (QuantSpec(), ["codes", "clusters", "scale", "offset", "row_scale", "shape"]),
-        (QuantSpec(8, 1), ["codes", "scale", "offset", "row_scale", "shape"]),
+        (QuantSpec(8, 1), ["codes", "row_scale", "zero_points", "shape"]),
+        (QuantSpec(8, 1, zero_points="shared"), ["codes", "scale", "offset", "row_scale", "shape"]),
         (QuantSpec(granularity="tensor"), ["codes", "clusters", "scale", "offset", "shape"]),
         (QuantSpec(3, 1, "lloyd"), ["codes", "levels", "row_scale", "shape"]),
         (QuantSpec(3, 2, "residual"), ["codes", "scale", "offset", "row_scale", "shape"]),

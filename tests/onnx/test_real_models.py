@@ -18,22 +18,22 @@ VOICE = {
     "sr": np.array(16000, np.int64),
 }
 MODELS = {
-    "silero-vad/silero_vad_16k_op15.onnx": (VOICE, 6),
-    "silero-vad/silero_vad_op18_ifless.onnx": (VOICE, 16),
-    "ultraface/version-RFB-320.onnx": (None, 52),
+    "silero-vad/silero_vad_16k_op15.onnx": (VOICE, 6, 4),
+    "silero-vad/silero_vad_op18_ifless.onnx": (VOICE, 16, 0),
+    "ultraface/version-RFB-320.onnx": (None, 52, 0),
 }
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_split_and_quantized(name, tmp_path):
-    """All convolutions and Gemms are converted (in the branches of an If too), the split model is the same function."""
-    feeds, layers = MODELS[name]
+    """All convolutions and Gemms are converted (in the branches of an If too), recurrent weights quantized, the split model is the same function."""
+    feeds, layers, gates = MODELS[name]
     done = sqo.split(DATA / name, tmp_path / "split.onnx")
     assert len(done.report.changed) == layers
     assert sqo.verify(DATA / name, tmp_path / "split.onnx", feeds).worst_sqnr_db > 80
     for form in ("qdq", "matmulnbits"):
         done = sqo.quantize(DATA / name, tmp_path / f"{form}.onnx", format=form)
-        assert len(done.report.changed) == layers
+        assert len(done.report.changed) == layers + gates
         found = sqo.verify(DATA / name, tmp_path / f"{form}.onnx", feeds)
-        assert found.branches == 2 * layers
+        assert found.branches == 2 * (layers + gates)
         assert found.worst_sqnr_db > 20

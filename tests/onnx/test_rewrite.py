@@ -16,7 +16,10 @@ from builders.onnx_models import (
     run,
     sqnr,
     value,
+    written,
 )
+from splitquant import QuantSpec
+from splitquant.errors import SourceError
 
 
 def test_names_and_bias():
@@ -59,3 +62,66 @@ def test_gemm_of_old_opsets(form, opset):
     onnx.checker.check_model(done.model)
     feeds = {"x": heavy((3, 64), 9)}
     assert sqnr(run(made, feeds)[0], run(done.model, feeds)[0]) > (100 if form == "float" else 15)
+
+
+def _with_defaults(ir_version):
+    """A Gemm whose weight and bias are inputs with defaults."""
+    node = helper.make_node("Gemm", ["x", "W", "c"], ["y"], name="fc")
+    inputs = [value("x", ["b", 64]), value("W", [64, 48]), value("c", [48])]
+    made = model([node], inputs, [value("y", ["b", 48])], {"W": heavy((64, 48)), "c": heavy((48,))})
+    made.ir_version = ir_version
+    return made
+
+
+@pytest.mark.parametrize("form", ["qdq", "matmulnbits"])
+def test_inputs_with_defaults_stay_but_for_what_is_converted(form):
+    """From IR version 4 on a caller may give another bias; the weight, which is stored in low bits, is named."""
+    made = _with_defaults(8)
+    done = sqo.quantize(made, format=form)
+    assert [one.name for one in done.model.graph.input] == ["x", "c"]
+    assert "no inputs any more, since they are stored in low bits: W" in done.report.notes
+    near(made, done)
+    feeds = {"x": heavy((3, 64), 9), "c": heavy((48,), 5) + 7}
+    assert sqnr(run(made, feeds)[0], run(done.model, feeds)[0]) > 30
+
+
+def test_inputs_with_defaults_that_nobody_converts_stay():
+    """A model of which only another layer is converted keeps both."""
+    made = _with_defaults(8)
+    made.graph.node.append(helper.make_node("MatMul", ["y", "V"], ["z"], name="other"))
+    made.graph.initializer.append(numpy_helper.from_array(heavy((48, 32)), "V"))
+    made.graph.output.append(value("z", ["b", 32]))
+    done = sqo.quantize(made, exclude=["fc"])
+    assert [one.name for one in done.model.graph.input] == ["x", "W", "c"]
+    assert not any("no inputs any more" in note for note in done.report.notes)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        lambda made: sqo.quantize(made, format="matmulnbits").model,
+        lambda made: (
+            sqo.quantize(made, spec=QuantSpec(bits=8, clusters=1, layout="parallel"), activations="int8-tensor").model
+        ),
+        lambda made: sqo.quantize(made).model,
+    ],
+    ids=["matmulnbits", "integers", "qdq"],
+)
+def test_what_is_quantized_already_says_so(again, tmp_path):
+    """Converted once more, a model names the reason, and where to go."""
+    once = again(matmul())
+    with pytest.raises(SourceError, match=r"holds nothing to convert \(.*quantized already; use the float model"):
+        sqo.quantize(written(tmp_path, once), tmp_path / "out.onnx")
+
+
+def test_quantized_tables_say_so(tmp_path):
+    """The INT8 rows that a Gather takes are no shapes."""
+    made = model(
+        [helper.make_node("Gather", ["T", "x"], ["y"])],
+        [value("x", [3], 7)],
+        [value("y", [3, 64])],
+        {"T": heavy((99, 64))},
+    )
+    once = sqo.quantize(made).model
+    with pytest.raises(SourceError, match=r"holds nothing to convert \(1 x the weight is quantized already"):
+        sqo.quantize(written(tmp_path, once), tmp_path / "out.onnx")

@@ -10,9 +10,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 import splitquant.onnx as sqo
-from builders.onnx_models import heavy, matmul, model, value
+from builders.onnx_models import EXACT, heavy, matmul, model, run, sqnr, value
 from splitquant import QuantSpec
 from splitquant.errors import SourceError, SpecError, VerifyError
+from splitquant.onnx.explained import explained
 from splitquant.onnx.feeds import generated
 
 
@@ -219,3 +220,173 @@ def test_matmulnbits_without_a_kernel(bits, level, kernels):
     spec = QuantSpec(bits, 1, layout="parallel")
     found = sqo.verify(made, sqo.quantize(made, spec=spec, format="matmulnbits", accuracy_level=level).model)
     assert (found.in_kernels, found.dequantized) == (kernels, 1 - kernels)
+
+
+def _doubled(done):
+    """A converted model that makes twice what it should, as a wrongly raised operator would."""
+    out = done.model
+    out.graph.node[-1].output[0] = "half"
+    out.graph.node.append(helper.make_node("Sum", ["half", "half"], ["y"]))
+    return out
+
+
+def test_outputs_far_below_what_the_weights_explain_fail():
+    """0 dB with weights of 40 dB is an error without any bound; a bound of one's own takes its place."""
+    made = matmul()
+    out = _doubled(sqo.quantize(made))
+    with pytest.raises(
+        VerifyError, match=r"output 'y' has an SQNR of 0.\d dB, and its weights alone would leave [34]\d.\d dB"
+    ):
+        sqo.verify(made, out)
+    assert sqo.verify(made, out, min_sqnr=-1).worst_sqnr_db < 1
+
+
+def test_low_outputs_that_the_weights_explain_pass_with_a_warning():
+    """Plain 2 bits leave 8 dB at most: no error, but said."""
+    made = matmul()
+    done = sqo.quantize(made, spec=QuantSpec(bits=2, clusters=1, granularity="tensor", layout="parallel"))
+    found = sqo.verify(made, done.model)
+    assert found.worst_sqnr_db < 10
+    assert abs(found.outputs[0].explained_db - found.worst_sqnr_db) < 1
+    assert "by its weights alone" in found.warnings[0]
+
+
+def test_what_cannot_be_explained_is_warned_of():
+    """A model that did not come from here, whose weights nobody can name."""
+    found = sqo.verify(matmul(), matmul(heavy((64, 48), 1)))
+    assert found.outputs[0].explained_db is None
+    assert "could not be measured" in found.warnings[0]
+
+
+def test_outputs_of_integers_are_warned_of():
+    """The largest of each row may be another one: that is no error of a float."""
+    nodes = [helper.make_node("MatMul", ["x", "W"], ["h"]), helper.make_node("ArgMax", ["h"], ["y"], axis=1)]
+    made = model(nodes, [value("x", ["b", 64])], [value("y", ["b", 1], 7)], {"W": heavy((64, 48))})
+    out = sqo.quantize(made).model
+    out.graph.node[-1].input[0] = "n"
+    out.graph.node.insert(len(out.graph.node) - 1, helper.make_node("Neg", ["h"], ["n"]))
+    assert "it holds no floats" in sqo.verify(made, out).warnings[0]
+
+
+@pytest.mark.parametrize("kind", ["matmul", "left", "gemm", "conv", "gather"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"spec": QuantSpec(bits=4, layout="parallel")},
+        {"spec": QuantSpec(bits=8, clusters=1, layout="parallel")},
+        {"spec": QuantSpec(bits=4, clusters=1, layout="parallel", granularity="group:32", symmetric=True)},
+        {"spec": QuantSpec(bits=4, clusters=1, layout="parallel", granularity="group:32")},
+        {"spec": QuantSpec(bits=4, layout="parallel", granularity="tensor")},
+        {"spec": QuantSpec(bits=2, layout="parallel"), "format": "matmulnbits"},
+        {"spec": QuantSpec(bits=4, clusters=1, layout="parallel"), "format": "matmulnbits"},
+        {"spec": QuantSpec(bits=8, clusters=1, layout="parallel", symmetric=True), "format": "matmulnbits"},
+        {"spec": QuantSpec(bits=8, clusters=1, layout="parallel"), "activations": "int8-tensor"},
+        {"spec": QuantSpec(bits=4, clusters=2, layout="parallel"), "activations": "int8-tensor"},
+    ],
+    ids=str,
+)
+def test_decoded_weights_are_those_of_the_model(kind, form):
+    """The source with the decoded weights makes what the converted model makes where activations are floats."""
+    nodes = {
+        "matmul": helper.make_node("MatMul", ["x", "W"], ["y"]),
+        "left": helper.make_node("MatMul", ["W", "x"], ["y"]),
+        "gemm": helper.make_node("Gemm", ["x", "W", "c"], ["y"], transB=1, alpha=0.5),
+        "conv": helper.make_node("Conv", ["x", "W"], ["y"]),
+        "gather": helper.make_node("Gather", ["W", "x"], ["y"]),
+    }
+    shapes = {"matmul": [5, 64], "left": [96, 5], "gemm": [5, 96], "conv": [1, 8, 9, 9], "gather": [5]}
+    weight = heavy((16, 8, 3, 3)) if kind == "conv" else heavy((64, 96))
+    made = model(
+        [nodes[kind]],
+        [value("x", shapes[kind], 7 if kind == "gather" else 1)],
+        [value("y", None)],
+        {"W": weight, "c": heavy((64,))},
+    )
+    out = sqo.quantize(made, **form).model
+    x = np.arange(5) * 12 if kind == "gather" else heavy(shapes[kind], 9)
+    (wanted,), (got,) = run(explained(made, out), {"x": x}), run(out, {"x": x}, **EXACT)
+    int8_activations = form.get("format") == "matmulnbits" or "activations" in form
+    assert sqnr(wanted, got) > (25 if int8_activations else 90)
+    assert sqnr(run(made, {"x": x})[0], wanted) > 3
+
+
+def _half_chain():
+    nodes = [
+        helper.make_node("Sigmoid", ["x"], ["s"]),
+        helper.make_node("MatMul", ["s", "W"], ["h"]),
+        helper.make_node("Relu", ["h"], ["y"]),
+    ]
+    return model(nodes, [value("x", [3, 64], 10)], [value("y", [3, 48], 10)], {"W": heavy((64, 48), dtype=np.float16)})
+
+
+def test_float16_computes_in_floats_at_every_level_of_optimisation():
+    """INT8 activations beside float32 nodes make zeros of float16 models there, so float ones are the default."""
+    import onnxruntime
+
+    made = _half_chain()
+    out = sqo.quantize(made, spec=QuantSpec(bits=8, clusters=1, layout="parallel"), format="matmulnbits").model
+    x = heavy((3, 64), 9, np.float16)
+    (wanted,) = run(made, {"x": x})
+    levels = onnxruntime.GraphOptimizationLevel
+    for level in (levels.ORT_DISABLE_ALL, levels.ORT_ENABLE_BASIC, levels.ORT_ENABLE_EXTENDED, levels.ORT_ENABLE_ALL):
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = level
+        session = onnxruntime.InferenceSession(out.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        assert sqnr(wanted, session.run(None, {"x": x})[0]) > 35
+
+
+def test_float16_with_int8_activations_is_said():
+    """Asked for, they are given, with a remark; verify looks what is left without optimisations."""
+    made = _half_chain()
+    done = sqo.quantize(made, format="matmulnbits", accuracy_level=4)
+    assert "unless all graph optimisations are enabled" in done.report.outcomes[0].reason
+    assert "with graph optimisations disabled, output 'y' has" in sqo.verify(made, done.model).warnings[0]
+    assert not sqo.verify(made, sqo.quantize(made, format="matmulnbits").model).warnings
+
+
+def test_made_up_inputs_fit_what_the_model_asks_for():
+    """Ids are below the rows of the smallest table they choose from, positions end at theirs, open sizes are tried."""
+    nodes = [
+        helper.make_node("Cast", ["token_ids"], ["ids"], to=7),
+        helper.make_node("Gather", ["T", "ids"], ["a"]),
+        helper.make_node("Gather", ["P", "position_ids"], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["h"]),
+        helper.make_node("MatMul", ["h", "W"], ["y"]),
+    ]
+    made = model(
+        nodes,
+        [value("token_ids", ["batch", "sequence"], 6), value("position_ids", ["batch", "sequence"], 7)],
+        [value("y", None)],
+        {"T": heavy((3, 64)), "P": heavy((2, 64)), "W": heavy((64, 48))},
+    )
+    feeds = generated(made, 0, {"sequence": 40})
+    assert set(feeds["token_ids"].ravel().tolist()) == {0, 1, 2}
+    assert feeds["position_ids"].max() == 1
+    sqo.verify(made, sqo.quantize(made).model)
+
+
+def test_open_sizes_are_tried():
+    """A convolution that needs 100 samples, and a reshape that needs a multiple of 32."""
+    nodes = [helper.make_node("Conv", ["x", "W"], ["y"])]
+    made = model(nodes, [value("x", ["batch", 4, "samples"])], [value("y", None)], {"W": heavy((8, 4, 100))})
+    assert sqo.verify(made, sqo.quantize(made).model).worst_sqnr_db > 15
+    nodes = [helper.make_node("Reshape", ["x", "s"], ["h"]), helper.make_node("MatMul", ["h", "W"], ["y"])]
+    shape = np.array([-1, 32], np.int64)
+    made = model(nodes, [value("x", ["any"])], [value("y", None)], {"W": heavy((32, 48)), "s": shape})
+    assert sqo.verify(made, sqo.quantize(made).model).worst_sqnr_db > 15
+
+
+def test_lengths_are_those_of_the_sequences():
+    """An input of lengths holds the size of the sequence that it is about."""
+    made = matmul()
+    made.graph.input.extend([value("lengths", ["batch"], 7), value("audio", ["batch", "time"])])
+    feeds = generated(made, 0, {"time": 80})
+    assert feeds["lengths"].tolist() == [80]
+
+
+def test_convolutions_that_are_dequantized_are_hinted_at():
+    """The session entry that folds them is named."""
+    node = helper.make_node("Conv", ["x", "W"], ["y"], name="conv")
+    made = model([node], [value("x", [1, 8, 9, 9])], [value("y", [1, 16, 7, 7])], {"W": heavy((16, 8, 3, 3))})
+    out = sqo.quantize(made).model
+    assert 'session.disable_quant_qdq = "1"' in sqo.verify(made, out).hints[0]

@@ -117,7 +117,7 @@ def test_sizes_are_kept_and_noise_falls(found):
 def test_bits_are_kept_and_noise_falls(found):
     """LAW: the same of stored bits per weight, those of shared weights counted once."""
     noise = []
-    for bits in np.arange(2.5, 9, 0.25):
+    for bits in np.arange(2.75, 9, 0.25):
         choice = found.for_bits(float(bits))
         assert choice.bits_per_weight <= bits
         assert choice.tensor_bytes == sum(
@@ -160,6 +160,13 @@ def test_what_is_included_is_not_kept():
     assert decision(plan, "up").spec is not None
     assert decision(plan, "embed").reason == KEPT
     assert decision(plan, "down").reason == "excluded by 'd*'"
+
+
+def test_what_is_included_by_the_name_of_a_layer_that_shares_its_weight():
+    plan = frontier(BITS, Recipe(include=("up again",))).at(10**9).plan
+    assert decision(plan, "up").spec == decision(plan, "up again").spec
+    assert decision(plan, "up").spec is not None
+    assert decision(plan, "down").reason == KEPT
 
 
 def test_what_is_said_of_embeddings():
@@ -209,6 +216,7 @@ def test_weighting_moves_bits():
         return decision(frontier(goal).for_goal(goal).plan, "up").stored_bytes
 
     assert bits({"u[p]": 0, "*": 1}) <= bits("energy") < bits("relative") <= bits({"up": 1e6})
+    assert bits({"up again": 1e6}) == bits({"up": 1e6})  # which has its weight
 
 
 def test_nothing_to_choose():
@@ -225,6 +233,8 @@ def test_nothing_to_choose():
         ({"bits": 4.0, "nbytes": 10}, "give one of target-bits and target-size"),
         ({"bits": float("inf")}, "target-bits is inf"),
         ({"bits": -1}, "target-bits is -1"),
+        ({"nbytes": float("nan")}, "target-size is nan; expected bytes, or text such as '800MB'"),
+        ({"nbytes": [800]}, r"target-size is \[800\]"),
     ],
     ids=str,
 )

@@ -52,6 +52,13 @@ def test_globs():
     assert first_match(("a",), []) is None
 
 
+def test_the_empty_name():
+    """A module that is itself one layer is called ""."""
+    assert first_match(("",), ["*", ""], ("",)) == ""
+    plan = decide([Layer("", "linear", "F32", (64, 64), 16384)], Recipe(exclude=("",)))
+    assert [decision.reason for decision in plan.decisions] == ["excluded by ''"]
+
+
 def test_any_iterable_of_patterns():
     assert first_match(("a.b",), iter(["x", "a.*"])) == "a.*"
     assert first_match(("a.b",), {"a.b": 1, "*": 2}) == "a.b"

@@ -50,10 +50,22 @@ def test_edited():
 
 
 @pytest.mark.parametrize(
+    ("tensors", "spec"),
+    [({"a": {"bits": 4}, "b": {"bits": 8}}, QuantSpec(4)), ({"a": {"bits": 4}, "b": "keep"}, None)],
+    ids=["the first decides", "or neither"],
+)
+def test_layers_that_share_a_weight_are_alike(tensors, spec):
+    """A file may say two things of one weight; the plan says what is done."""
+    two = (layer("a", (256, 256)), layer("b", (256, 256), tied_to="a"))
+    plan = plan_from_dict({"plan_version": 1, "tensors": tensors}, two, "p.json")
+    assert [decision.spec for decision in plan.decisions] == [spec, spec]
+
+
+@pytest.mark.parametrize(
     ("tensors", "message"),
     [
         ({"a.upp.weight": "keep"}, "p.json: names tensor 'a.upp.weight'.*did you mean 'a.up.weight'"),
-        ({"zzz": "keep"}, "p.json: names tensor 'zzz'.*splitquant inspect"),
+        ({"zzz": "keep"}, "p.json: names tensor 'zzz'.*; a report and --dry-run -v list its names"),
         ({"a.up.weight": {"bit": 4}}, "p.json: tensor 'a.up.weight': unknown key 'bit'"),
         ({"a.up.weight": {"bits": 1}}, "p.json: tensor 'a.up.weight': bits is 1"),
         ({"a.up.weight": {"bits": "4"}}, "p.json: tensor 'a.up.weight': bits is '4'"),

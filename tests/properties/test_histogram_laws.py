@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from splitquant.core.granularity import Granularity
 from splitquant.core.histogram import KEYS, ValueHistogram
 from splitquant.core.passes import histogram_of, scale_rows
+from splitquant.core.scaling import Scaling
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import quantize_array
 
@@ -184,7 +186,7 @@ def test_scaled_rows_are_counted_as_scaled(case):
         return
     if np.abs(float64_of(x)).max() > 2.0**126:
         return
-    rows = scale_rows(x, QuantSpec(granularity="group:4").granularity)
+    rows = scale_rows(x, Scaling(Granularity("group", 4)))
     histogram = histogram_of(x, rows)
     assert histogram.kind == "fp32"
     assert histogram.total == x.size
@@ -216,10 +218,10 @@ def test_weighted_windows_equal_the_whole(seed, cuts, size):
     rng = np.random.default_rng(seed)
     x = (rng.standard_normal((12, 9)) * np.exp(2 * rng.standard_normal((12, 1)))).astype(np.float32)
     spec = QuantSpec(granularity=f"group:{size}" if size else "channel")
-    rows = scale_rows(x, spec.granularity)
+    rows = scale_rows(x, Scaling.of(spec))
     whole = histogram_of(x, rows.weighed(rows.heaviest))
     pieces = [np.ascontiguousarray(part) for part in np.split(x, sorted(cuts)) if len(part)]
-    found = [histogram_of(piece, scale_rows(piece, spec.granularity).weighed(rows.heaviest)) for piece in pieces]
+    found = [histogram_of(piece, scale_rows(piece, Scaling.of(spec)).weighed(rows.heaviest)) for piece in pieces]
     merged = found[-1]
     for histogram in found[-2::-1]:
         merged = merged.merge(histogram)

@@ -72,7 +72,7 @@ def test_rows_of_many_magnitudes_gain_too(strategy, tail, granularity):
 
 
 @laws
-@given(tensors(), specs(polish=True, strategies=POLISHED))
+@given(tensors(), specs(polish=True, strategies=POLISHED, zero_points="shared"))
 def test_polished_grids_keep_their_form(x, spec):
     """Scales have at most 16 significant bits; where zero is a level, zero_points are integers among the codes."""
     split = quantize_array(x, spec)
@@ -119,11 +119,14 @@ def test_nearest_of_all_clusters(x, spec):
 
 
 def test_what_is_polished_by_default():
-    """Splits for least error are; plain quantizers and the paper's clusters stay what they are elsewhere."""
+    """Splits for least error are; one grid for all and the paper's clusters stay what they are elsewhere."""
     assert QuantSpec().polish
     assert QuantSpec(strategy="magnitude", clusters=2).polish
     assert QuantSpec(strategy="residual").polish
-    assert not QuantSpec(clusters=1).polish
+    assert QuantSpec(clusters=1).polish
+    assert not QuantSpec(clusters=1, zero_points="shared").polish
+    assert not QuantSpec(clusters=1, symmetric=True).polish
+    assert not QuantSpec(clusters=1, granularity="tensor").polish
     assert not PAPER.polish
     assert not QuantSpec(strategy="kmeans").polish
     assert not QuantSpec(strategy="lloyd").polish

@@ -13,6 +13,7 @@ from splitquant.core.affine import grid_for
 from splitquant.core.histogram import Bins, Values
 from splitquant.core.passes import histogram_of, scale_rows
 from splitquant.core.reference import NumpyKernels
+from splitquant.core.scaling import Scaling
 from splitquant.core.solve import solve
 from splitquant.core.spec import QuantSpec
 
@@ -48,7 +49,7 @@ def check(compiled, grid, values):
 def test_any_weights(compiled, x, exponent, spec):
     """For every form of weights, tiny and huge ones, and fewer values than clusters."""
     x = (float64_of(x) * 10.0**exponent).astype(np.float32) if exponent % 3 == 0 else x
-    rows = scale_rows(x, spec.granularity)
+    rows = scale_rows(x, Scaling.of(spec))
     histogram = histogram_of(x, rows)
     check(compiled, solve(histogram, spec), Values.of(histogram.bins()))
 

@@ -30,9 +30,9 @@ def test_parts_sum_to_the_weight(x, spec, full_range, step):
     """LAW: exactly in float32 (where nothing underflows), whatever the windows and whatever the grid."""
     full_range = full_range and spec.symmetric
     windows = [x[start : start + step] for start in range(0, len(x), step)]
-    found = Residual.surveyed(spec, "fp32", lambda: windows, full_range=full_range)
+    found = Residual.with_ranges(spec, "fp32", lambda: windows, full_range=full_range)
     parts = [np.concatenate(part) for part in zip(*map(found.parts, windows), strict=True)]
-    whole = Residual.surveyed(spec, "fp32", lambda: [x], full_range=full_range).parts(x)
+    whole = Residual.with_ranges(spec, "fp32", lambda: [x], full_range=full_range).parts(x)
     assert len(parts) == spec.clusters
     for part, other in zip(parts, whole, strict=True):
         assert np.array_equal(part, other)
@@ -48,6 +48,6 @@ def test_parts_sum_to_the_weight(x, spec, full_range, step):
 def test_parts_of_bfloat16(bits, spec):
     """LAW: in 16 bits the sum is within one rounding."""
     x = bits | np.uint16(0x8000) * (bits & 1)
-    parts = Residual.surveyed(spec, "bf16", lambda: [x], full_range=False).parts(x)
+    parts = Residual.with_ranges(spec, "bf16", lambda: [x], full_range=False).parts(x)
     wide = [(part.astype(np.uint32) << 16).view(np.float32).astype(np.float64) for part in (x, *parts)]
     assert (np.abs(sum(wide[1:]) - wide[0]) <= np.abs(wide[0]) * 2.0**-8).all()

@@ -86,6 +86,11 @@ def row_scales(split):
     return np.repeat(split.row_scale.astype(np.float64), group, axis=1)[:, : split.cols]
 
 
+def own_zeros(split):
+    """The own zero_point of every weight, as rows."""
+    return np.repeat(split.zero_point, split.spec.group_size(split.cols), axis=1)[:, : split.cols]
+
+
 SEGMENTS = ("min_error", "kmeans", "magnitude")
 
 
@@ -99,7 +104,15 @@ def test_error_is_at_most_half_a_step(problem):
     w_hat = rows_of(split.dequantize(), axis).astype(np.float64)
     cluster = rows_of(split.unpacked_clusters(), axis)
     scale = row_scales(split)
-    bound = scale * split.scale.astype(np.float64)[cluster] / 2 * (1 + 1e-6)
+    step = scale * split.scale.astype(np.float64)[cluster]
+    bound = step / 2 * (1 + 1e-6)
+    if (
+        split.zero is not None and split.row_scale_kind != "fp32"
+    ):  # a rounded step moves both ends of a range, together by
+        bound += (
+            step * (1 << spec.bits) * {"bf16": 2.0**-9, "fp16": 2.0**-11}[split.row_scale_kind]
+        )  # this much at most
+        bound += (1 << spec.bits) * {"bf16": 2.0**-134, "fp16": 2.0**-25}[split.row_scale_kind]
     rounding = 4 * EPS * np.maximum(np.abs(w), scale * np.abs(split.offset.astype(np.float64)[cluster])) + 2.0**-149
     assert (np.abs(w - w_hat) <= bound + rounding).all()
 
@@ -114,11 +127,13 @@ def test_dequantize_is_the_formula(problem):
     if spec.strategy == "lloyd":
         levels = split.levels[cluster, code]
     elif spec.strategy == "residual":
-        levels, q = np.zeros(code.shape, np.float32), 1 << spec.bits
+        levels, q, code = np.zeros(code.shape, np.float32), 1 << spec.bits, code.astype(np.int64)
         for c in range(spec.clusters):
             levels = levels + (split.scale[c] * (code // q**c % q).astype(np.float32) + split.offset[c])
     else:
         levels = split.scale[cluster] * code.astype(np.float32) + split.offset[cluster]
+    if split.zero is not None:
+        levels = levels - own_zeros(split).astype(np.float32) * split.scale[0]
     expected = levels if split.row_scale is None else levels * row_scales(split).astype(np.float32)
     whole = split.dequantize()
     assert whole.dtype == np.float32
@@ -183,7 +198,8 @@ def test_integer_parts_are_the_parts(problem):
     for c, (codes, part) in enumerate(zip(split.integer_parts(), split.parts(), strict=True)):
         assert codes.dtype == np.uint8
         assert codes.max() < 1 << spec.bits
-        steps = rows_of(codes, axis).astype(np.float32) - np.float32(zero_points[c])
+        zero = np.float32(zero_points[c]) if split.zero is None else own_zeros(split).astype(np.float32)
+        steps = rows_of(codes, axis).astype(np.float32) - zero
         assert np.array_equal((split.scale[c] * steps) * scale, rows_of(part, axis))
 
 
@@ -220,7 +236,8 @@ def test_planes_have_their_sizes(problem):
     cols = array.size // rows
     residual, lloyd = spec.strategy == "residual", spec.strategy == "lloyd"
     assert split.codes.shape == (rows, math.ceil(cols * spec.bits * (spec.clusters if residual else 1) / 8))
-    stored = split.codes.nbytes + (4 * spec.clusters * 2**spec.bits if lloyd else 8 * spec.clusters)
+    own = spec.zero_points == "own"
+    stored = split.codes.nbytes + (4 * spec.clusters * 2**spec.bits if lloyd else 0 if own else 8 * spec.clusters)
     if spec.clusters == 1 or residual:
         assert split.clusters is None
     else:
@@ -231,6 +248,8 @@ def test_planes_have_their_sizes(problem):
     else:
         groups = 1 if spec.granularity.kind == "channel" else math.ceil(cols / spec.granularity.size)
         assert split.row_scale.shape == (rows, groups)
+        assert (split.zero is not None) == own
+        stored += rows * math.ceil(groups * spec.bits / 8) * own
         stored += rows * groups * (4 if spec.granularity.kind == "channel" and array.dtype.itemsize >= 4 else 2)
     assert split.scale.shape == split.offset.shape == ((0,) if lloyd else (spec.clusters,))
     assert split.levels.shape == ((1, 2 ** (spec.bits * spec.clusters)) if residual else (spec.clusters, 2**spec.bits))

@@ -7,7 +7,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from builders.any_spec import specs
@@ -127,7 +127,7 @@ def test_shells_beat_segments_where_grids_must_be_symmetric():
 
 
 @laws
-@given(tensors(), specs(strategies=("residual",), polish=False))
+@given(tensors(), specs(strategies=("residual",), polish=False, zero_points="shared"))
 def test_residual_errors_are_half_a_step_of_the_last_part(x, spec):
     """Whatever the parts before left, the last one's grid covers: what remains is at most half a step of it."""
     split, w = quantize_array(x, spec), float64_of(x)
@@ -143,6 +143,7 @@ def test_the_first_part_is_found_again_by_its_range(x, spec):
     """The first part spans its grid: a min-max quantizer that sees it finds the same scale, and so the same codes."""
     split = quantize_array(x, spec)
     plain = quantize_array(x, replace(spec, clusters=1))
+    assume(len(np.unique(split.levels)) == split.levels.size)  # else equal sums may have other first parts
     assert split.scale[0] == plain.scale[0]
     assert split.offset[0] == plain.offset[0]
     first, whole = split.parts()[0].astype(np.float64), plain.dequantize().astype(np.float64)
@@ -168,7 +169,7 @@ def test_residual_levels_are_sums(x, spec):
 
 
 @laws
-@given(tensors(), specs(strategies=("residual",)))
+@given(tensors(), specs(strategies=("residual",), zero_points="shared"))
 def test_residual_integer_layers(x, spec):
     """Joint codes are the parts' codes side by side, each part's layer the one that its scale and zero_point stand for."""
     split = quantize_array(x, spec)

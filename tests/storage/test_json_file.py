@@ -38,3 +38,23 @@ def test_what_is_no_object(tmp_path, read, error, text, says):
 def test_what_is_not_there(tmp_path, read, error):
     with pytest.raises(error, match=r"nowhere\.json: cannot be read \(No such file or directory\)"):
         read(tmp_path / "nowhere.json")
+
+
+def test_endless_files_are_not_read(tmp_path):
+    """As Python objects JSON takes many times its bytes; a size that no such file has is refused before."""
+    (tmp_path / "config.json").write_text('{"a": "' + "x" * 100 + '"}')
+    assert read_json(tmp_path / "config.json")
+    with (tmp_path / "config.json").open("r+b") as file:
+        file.truncate(80 << 20)
+    with pytest.raises(
+        SourceError, match=r"config\.json: has 80 MiB; expected a JSON file of at most 16 MiB; download"
+    ):
+        read_json(tmp_path / "config.json")
+    with pytest.raises(SpecError, match=r"config\.json: has 80 MiB; expected a JSON file of at most 64 MiB$"):
+        read_edited_json(tmp_path / "config.json")
+
+
+def test_deep_nesting(tmp_path):
+    (tmp_path / "p.json").write_text('{"a":' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(SourceError, match=r"p\.json: is not JSON"):
+        read_json(tmp_path / "p.json")

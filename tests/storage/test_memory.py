@@ -69,3 +69,16 @@ def test_tables_of_many_tensors_count():
     assert MemoryBudget(1 << 30, 2, tensors=10_000).thread_bytes < MemoryBudget(1 << 30, 2).thread_bytes
     with pytest.raises(SpecError, match="the tables of 90,000 tensors"):
         MemoryBudget(256 * MIB, 2, tensors=90_000)
+
+
+def test_one_thread_where_two_are_too_many(monkeypatch):
+    """Where nobody said how many threads, there are as many as the memory is enough for, the tables of tensors included."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(2)))
+    assert Resources(256 * MIB).budget(5000).threads == 1
+    assert Resources(256 * MIB).budget(10).threads == 2
+    with pytest.raises(SpecError, match=r"2 threads and the tables of 5,000 tensors need .* or use fewer threads"):
+        Resources(256 * MIB, threads=2).budget(5000)
+    with pytest.raises(
+        SpecError, match=r"1 thread and the tables of 90,000 tensors needs at least \d+ MiB: allow more$"
+    ):
+        Resources(256 * MIB).budget(90_000)

@@ -108,3 +108,88 @@ def test_a_large_file_is_sampled(tmp_path, monkeypatch):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(SourceError, match="nowhere: cannot be opened"):
         fingerprint_of(tmp_path / "nowhere")
+
+
+def place_of(path, mode=0o700):
+    """A workplace as a killed run leaves it."""
+    (path / workplace.STATE).mkdir(parents=True)
+    (path / workplace.STATE / "fingerprint").write_text("one")
+    path.chmod(mode)
+    return path
+
+
+def test_what_others_made_is_not_used(tmp_path, monkeypatch):
+    """A folder, or a link, that lies in wait where the output will grow is named and left alone."""
+    place = place_of(tmp_path / ".q.partial")
+    for mode in (0o777, 0o770, 0o702):
+        place.chmod(mode)
+        with pytest.raises(DestinationError, match=rf"can be written by others \(mode {mode:o}\); move it away"):
+            Workplace(tmp_path / "q", "one").__enter__()
+    place.chmod(0o700)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: 12345)
+        with pytest.raises(DestinationError, match=r"\.q\.partial: .* belongs to user \d+; move it away"):
+            Workplace(tmp_path / "q", "one").__enter__()
+    place.rename(tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DestinationError, match=r"\.q\.partial: .* is no folder; move it away"):
+        Workplace(tmp_path / "q", "one").__enter__()
+    assert (tmp_path / "elsewhere" / workplace.STATE / "fingerprint").read_text() == "one"
+
+
+def test_nobody_else_can_write_there(tmp_path):
+    """Whatever the umask; the output has the usual permissions."""
+    old = os.umask(0o002)
+    try:
+        with Workplace(tmp_path / "q", "one") as place:
+            assert place.path.stat().st_mode & 0o777 == 0o700
+            place.publish()
+    finally:
+        os.umask(old)
+    assert (tmp_path / "q").stat().st_mode & 0o777 == 0o775
+
+
+def test_a_foreign_old_folder_is_not_given_the_name(tmp_path, monkeypatch):
+    """`.q.replaced` is put back where it is ours alone."""
+    (tmp_path / ".q.replaced").mkdir()
+    monkeypatch.setattr(workplace, "_is_own_folder", lambda _: False)
+    with Workplace(tmp_path / "q", "one"):
+        assert not (tmp_path / "q").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_file_systems_without_locks(tmp_path, monkeypatch, number):
+    """Some networks' have none; that is not taken for another run."""
+
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with Workplace(tmp_path / "q", "one") as place:
+        place.publish()
+    assert (tmp_path / "q").is_dir()
+
+
+def test_bytes_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    """Every file and folder is synced before the output can be seen, and the name after; without `durable` nothing is."""
+    done = []
+    fsync, rename = os.fsync, Path.rename
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (done.append(str(Path(f"/proc/self/fd/{fd}").readlink())), fsync(fd))[1]
+    )
+    monkeypatch.setattr(Path, "rename", lambda self, to: (done.append("rename"), rename(self, to))[1])
+    for durable in (True, False):
+        done.clear()
+        with Workplace(tmp_path / f"q{durable}", "one", durable=durable) as place:
+            place.write_text("a.txt", "a")
+            place.write_text("sub/b.txt", "b")
+            place.publish()
+        names = [name.removeprefix(f"{tmp_path}/") for name in done]
+        if durable:
+            before, after = names[: names.index("rename")], names[names.index("rename") + 1 :]
+            assert {".qTrue.partial", ".qTrue.partial/a.txt", ".qTrue.partial/sub/b.txt", ".qTrue.partial/sub"} <= set(
+                before
+            )
+            assert after[0] == str(tmp_path)
+        else:
+            assert names == ["rename"]

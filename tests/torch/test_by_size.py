@@ -463,7 +463,7 @@ def in_file(model):
     return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors.values())
 
 
-# FAULT, fails: of a packed weight that two layers share the state_dict holds `shape` twice, in two tensors; counted is one.
+# Guards against: of a packed weight that two layers share the state_dict holds `shape` twice, in two tensors; counted is one.
 def test_never_more_bytes_in_the_state_dict_of_tied_layers(net):
     """The smallest size holds for what torch.save writes."""
     smallest = smallest_of(net, "target_size", embeddings="auto")
@@ -471,7 +471,7 @@ def test_never_more_bytes_in_the_state_dict_of_tied_layers(net):
     assert in_file(model) <= smallest
 
 
-# FAULT, fails: ModelCosts.rest leaves out the `shape` of weights that were packed before (it is no buffer).
+# Guards against: ModelCosts.rest leaves out the `shape` of weights that were packed before (it is no buffer).
 def test_never_more_bytes_where_some_are_packed_already():
     """What was quantized before counts too, with its shape."""
     model, _ = sqt.quantize(nn.Sequential(nn.Linear(32, 16), nn.Linear(32, 16)), exclude="1")
@@ -481,7 +481,7 @@ def test_never_more_bytes_where_some_are_packed_already():
     assert in_file(model) == bytes_of(model) <= smallest
 
 
-# FAULT, fails: ModelCosts.rest counts buffers that are in no state_dict (those of rotary embeddings, for instance), so that
+# Guards against: ModelCosts.rest counts buffers that are in no state_dict (those of rotary embeddings, for instance), so that
 # sizes are refused that can be had.
 def test_buffers_that_are_not_stored_take_no_bytes():
     """Only what is in the state_dict counts."""
@@ -491,7 +491,7 @@ def test_buffers_that_are_not_stored_take_no_bytes():
     assert in_file(sqt.quantize(model, target_size=smallest).model) == smallest
 
 
-# FAULT, fails: each part but the first of transformers' Conv1D has a bias of zeros (`split_layer.sister`), which no price counts.
+# Guards against: each part but the first of transformers' Conv1D has a bias of zeros (`split_layer.sister`), which no price counts.
 def test_never_more_bytes_of_parts_that_cannot_do_without_a_bias():
     """The zeros that parts hold for a bias count too."""
     utils = pytest.importorskip("transformers.pytorch_utils")
@@ -501,7 +501,7 @@ def test_never_more_bytes_of_parts_that_cannot_do_without_a_bias():
     assert bytes_of(sqt.quantize(model, target_size=smallest, **way).model) <= smallest
 
 
-# FAULT, fails with PyTorch's ValueError: ModelCosts.of asks uninitialized parameters how many numbers they have.
+# Guards against (a ValueError of PyTorch): ModelCosts.of asks uninitialized parameters how many numbers they have.
 @pytest.mark.parametrize("size", [{"target_bits": 4.5}, {"target_size": "6KB"}], ids=str)
 def test_lazy_modules_by_size(size):
     """A module without values is kept with its reason, as without a size."""
@@ -510,7 +510,7 @@ def test_lazy_modules_by_size(size):
     assert report["1"].reason == "is lazily initialised; run one batch through the model first"
 
 
-# FAULT, fails: `frontier_of` takes the candidates by the role of the layer that comes first, also where it shares its weight
+# Guards against: `frontier_of` takes the candidates by the role of the layer that comes first, also where it shares its weight
 # with a table: the table is then not quantized as `embeddings` says, and can even become k tables.
 @pytest.mark.parametrize(
     ("options", "fits"),
@@ -531,7 +531,7 @@ def test_a_head_before_its_table(options, fits):
     assert isinstance(model["embed"].weight, sqt.PackedWeight)
 
 
-# FAULT, fails: what is included has no candidate that keeps it, so a small layer gets one that takes more than its weight.
+# Guards against: what is included has no candidate that keeps it, so a small layer gets one that takes more than its weight.
 def test_what_is_included_does_not_grow_by_size():
     """Nothing that a size chooses takes more than it took."""
     model = nn.ModuleDict({"large": nn.Linear(64, 64), "small": nn.Linear(8, 4)})
@@ -545,7 +545,7 @@ def with_lora():
     return layer
 
 
-# FAULT, fails: `plan_quantize` asks of the layers what the default spec asks of them, not what the plan file's specs do. `lora`
+# Guards against: `plan_quantize` asks of the layers what the default spec asks of them, not what the plan file's specs do. `lora`
 # is lost without a word, out_proj becomes parts that are never called, a table becomes k tables that are added.
 @pytest.mark.parametrize(
     ("make", "name", "said"),
@@ -563,14 +563,14 @@ def test_a_plan_of_parts_for_what_cannot_be_in_parts(plan_file, make, name, said
         sqt.quantize(model, plan_file=plan_file({name: {"bits": 4, "layout": "parallel"}}))
 
 
-# FAULT, fails: "leave out exclude", though nothing is excluded: PlanOptions._explicit knows an empty tuple, not an empty list.
+# Guards against: "leave out exclude", though nothing is excluded: PlanOptions._explicit knows an empty tuple, not an empty list.
 def test_empty_lists_beside_a_plan(net, plan_file):
     """No patterns are no patterns in a list too."""
     _, report = sqt.quantize(net, plan_file=plan_file({"wide": {"bits": 4}}), include=[], exclude=[])
     assert [row.name for row in report.changed] == ["wide"]
 
 
-# FAULT, fails with an AttributeError: a plan file that is named by a text is neither read nor refused.
+# Guards against (an AttributeError): a plan file that is named by a text is neither read nor refused.
 def test_the_name_of_a_plan_may_be_text(net, plan_file):
     """A path is a path, whatever holds it."""
     path = plan_file({"wide": {"bits": 4}})

@@ -430,7 +430,7 @@ def test_layers_that_a_mixer_reads_are_kept():
     assert report["backbone.layers.0.mixer.in_proj"].outcome == "split"
 
 
-# FAULT, fails: an included layer whose input stays float says only that it is included (`c.decision.reason or c.reason`);
+# Guards against: an included layer whose input stays float says only that it is included (`c.decision.reason or c.reason`);
 # before, the reason of the float input was given.
 def test_an_included_layer_whose_input_stays_float_says_so():
     """Who names attention's projection still learns that its input is not on the grid."""
@@ -441,7 +441,7 @@ def test_an_included_layer_whose_input_stays_float_says_so():
     assert "its input stays float: nn.MultiheadAttention reads its weight and does not call it" in row.reason
 
 
-# FAULT, fails: the model itself is named "", and `tied_to` of "" means that a weight is nobody else's: the weight that is shared
+# Guards against: the model itself is named "", and `tied_to` of "" means that a weight is nobody else's: the weight that is shared
 # with the model becomes two weights. Before, it stayed one.
 def test_tied_to_the_model_itself():
     """A weight that the model itself and a layer in it share stays one weight."""
@@ -454,7 +454,7 @@ def test_tied_to_the_model_itself():
     assert report["inner"].stored_bytes == 0
 
 
-# FAULT, fails: a parameter under another name than `weight` is taken for that of a module that is kept, even if the module is
+# Guards against: a parameter under another name than `weight` is taken for that of a module that is kept, even if the module is
 # quantized, or is the very layer that is spoken of.
 def test_who_is_said_to_be_kept_is_kept():
     """A reason that names another module is true of it."""
@@ -468,7 +468,7 @@ def test_who_is_said_to_be_kept_is_kept():
         assert report[other].outcome == "kept"
 
 
-# FAULT, fails: rows of a module's further names have its bytes again.
+# Guards against: rows of a module's further names have its bytes again.
 @pytest.mark.parametrize("convert", [sqt.split, sqt.quantize])
 def test_a_shared_module_takes_its_bytes_once(convert):
     """Bytes are counted at the first name of a module, as figures are."""
@@ -479,7 +479,7 @@ def test_a_shared_module_takes_its_bytes_once(convert):
     assert report["b"].source_bytes == report["b"].stored_bytes == 0
 
 
-# FAULT, fails: rows of `merge`, and of what is packed already, do not know whose weight it is (`layer_of` alone, no `tied_to`).
+# Guards against: rows of `merge`, and of what is packed already, do not know whose weight it is (`layer_of` alone, no `tied_to`).
 @pytest.mark.parametrize("convert", [sqt.merge, sqt.quantize])
 def test_tied_weights_that_stay_take_their_bytes_once(convert):
     """Bytes of a weight that two modules share are counted at the first, in every report."""

@@ -29,6 +29,10 @@ SPECS = [
     QuantSpec(bits=5, clusters=8, granularity="tensor"),
     QuantSpec(bits=7, clusters=5, granularity="group:32"),
     QuantSpec(bits=2, clusters=1, symmetric=True),
+    QuantSpec(bits=4, clusters=1),
+    QuantSpec(bits=3, clusters=1, granularity="group:7"),
+    QuantSpec(bits=8, clusters=1, granularity="group:32", polish=False),
+    QuantSpec(bits=4, clusters=1, zero_points="shared"),
     QuantSpec(bits=3, clusters=3, strategy="magnitude"),
     QuantSpec(bits=4, clusters=2, strategy="residual"),
     QuantSpec(bits=2, clusters=3, strategy="residual", granularity="tensor", symmetric=True),
@@ -288,3 +292,17 @@ def test_integers():
 def test_other_parameters_are_not_carried(module, name):
     """Only the weights of known layers can be packed."""
     assert not can_carry(module, name, tuple(getattr(module, name).shape))
+
+
+@pytest.mark.parametrize("granularity", ["channel", "group:7"])
+def test_own_zero_points(granularity):
+    """One per row or group, which decodes to 0; a module has no scale or offset then."""
+    spec = QuantSpec(3, 1, granularity=granularity)
+    w = torch.randn(6, 20) + torch.randn(6, 1)
+    packed, split = PackedWeight.from_tensor(w, spec), quantize_array(w.numpy(), spec)
+    assert packed.zero_point().tolist() == split.zero_point.tolist()
+    assert set(packed.state_dict()) == {"codes", "row_scale", "zero_points", "shape"}
+    each = np.repeat(split.zero, spec.group_size(20), axis=1)[:, :20]
+    assert (packed.dequantize().numpy()[split.unpacked_codes() == each] == 0).all()
+    rows = packed.lookup(torch.tensor([4, 0]))
+    assert torch.equal(rows, packed.dequantize()[[4, 0]])

@@ -313,14 +313,14 @@ def test_a_forward_that_computes_with_its_weight(scaled):
     assert torch.equal(quantized(x), expected)
 
 
-# FAULT, fails: `embedding_spec` cuts what is no whole number of bits.
+# Guards against: `embedding_spec` cuts what is no whole number of bits.
 def test_embeddings_of_half_a_bit():
     """A number of bits is a whole number; another is refused, not rounded."""
     with pytest.raises(SpecError, match=r"expected .*2 to 8"):
         sqt.quantize(nn.Sequential(nn.Embedding(30, 24)), embeddings=4.7)
 
 
-# FAULT, fails for a scale per channel of a float32 weight (before the one planner too): the row_scales of k parts are one piece
+# Guards against (for a scale per channel of a float32 weight): the row_scales of k parts are one piece
 # of memory (`integer_parts` hands the same array to each), which safetensors refuses to write.
 @pytest.mark.parametrize("granularity", ["channel", "group:16", "tensor"])
 def test_parts_share_no_memory(granularity):

@@ -313,7 +313,7 @@ def test_bytes_of_a_merge():
         assert (report["0"].source_bytes, report["0"].stored_bytes) == (taken, 512)
 
 
-# FAULT, fails: the report of a split says that a layer takes what it took, and merge, rightly, that it takes k times as much.
+# Guards against: the report of a split says that a layer takes what it took, and merge, rightly, that it takes k times as much.
 @pytest.mark.parametrize("k", [1, 3])
 def test_k_float_parts_take_k_times_the_bytes(k):
     """What a split layer takes is what its parts take."""

@@ -51,6 +51,22 @@ struct Table8 {
     F operator[](I index) const { return (F)_mm256_permutevar8x32_ps(values, (__m256i)index); }
 };
 
+// 16-bit integers: a product in units of 2**-15, rounded, and the sums of neighbouring products.
+constexpr int SHORTS = 2 * N;
+typedef std::int16_t S __attribute__((vector_size(32)));
+inline S load_i16(const std::int16_t* from) { return (S)_mm256_loadu_si256((const __m256i*)from); }
+inline S multiply_high(S a, S b) { return (S)_mm256_mulhrs_epi16((__m256i)a, (__m256i)b); }
+inline I add_products(S a, S b) { return (I)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+inline S within(S x, S low, S high) {
+    return (S)_mm256_min_epi16(_mm256_max_epi16((__m256i)x, (__m256i)low), (__m256i)high);
+}
+// The sums of all lanes of a, and of b.
+inline void sums_of(I a, I b, i32 (&sums)[2]) {
+    I both = (I)_mm256_unpacklo_epi32((__m256i)a, (__m256i)b) + (I)_mm256_unpackhi_epi32((__m256i)a, (__m256i)b);
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128((__m256i)both), _mm256_extracti128_si256((__m256i)both, 1));
+    _mm_storel_epi64((__m128i*)sums, _mm_add_epi32(four, _mm_unpackhi_epi64(four, four)));
+}
+
 // float64 sums of squares of N lanes. A float32 squared is exact in float64, so a fused multiply-add rounds just as
 // a product and a sum do.
 struct SquareSums {

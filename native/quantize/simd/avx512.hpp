@@ -50,6 +50,23 @@ struct Table8 {
     F operator[](I index) const { return (F)_mm512_permutexvar_ps((__m512i)index, values); }
 };
 
+// 16-bit integers: a product in units of 2**-15, rounded, and the sums of neighbouring products.
+constexpr int SHORTS = 2 * N;
+typedef std::int16_t S __attribute__((vector_size(64)));
+inline S load_i16(const std::int16_t* from) { return (S)_mm512_loadu_si512(from); }
+inline S multiply_high(S a, S b) { return (S)_mm512_mulhrs_epi16((__m512i)a, (__m512i)b); }
+inline I add_products(S a, S b) { return (I)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
+inline S within(S x, S low, S high) {
+    return (S)_mm512_min_epi16(_mm512_max_epi16((__m512i)x, (__m512i)low), (__m512i)high);
+}
+// The sums of all lanes of a, and of b.
+inline void sums_of(I a, I b, i32 (&sums)[2]) {
+    I both = (I)_mm512_unpacklo_epi32((__m512i)a, (__m512i)b) + (I)_mm512_unpackhi_epi32((__m512i)a, (__m512i)b);
+    __m256i eight = _mm256_add_epi32(_mm512_castsi512_si256((__m512i)both), _mm512_extracti64x4_epi64((__m512i)both, 1));
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    _mm_storel_epi64((__m128i*)sums, _mm_add_epi32(four, _mm_unpackhi_epi64(four, four)));
+}
+
 // float64 sums of squares of N lanes. A float32 squared is exact in float64, so a fused multiply-add rounds just as
 // a product and a sum do.
 struct SquareSums {

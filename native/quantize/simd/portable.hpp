@@ -53,6 +53,33 @@ struct Table8 {
     }
 };
 
+// 16-bit integers: a product in units of 2**-15, rounded, and the sums of neighbouring products.
+constexpr int SHORTS = 2 * N;
+typedef std::int16_t S __attribute__((vector_size(16)));
+inline S load_i16(const std::int16_t* from) {
+    S x;
+    __builtin_memcpy(&x, from, sizeof x);
+    return x;
+}
+inline S multiply_high(S a, S b) {
+    typedef std::int32_t Wide __attribute__((vector_size(32)));
+    Wide product = __builtin_convertvector(a, Wide) * __builtin_convertvector(b, Wide);
+    return __builtin_convertvector(((product >> 14) + 1) >> 1, S);
+}
+inline I add_products(S a, S b) {
+    I even_a = (I)a << 16 >> 16, even_b = (I)b << 16 >> 16;
+    return even_a * even_b + ((I)a >> 16) * ((I)b >> 16);
+}
+inline S within(S x, S low, S high) {
+    x = x < low ? low : x;
+    return x > high ? high : x;
+}
+// The sums of all lanes of a, and of b.
+inline void sums_of(I a, I b, i32 (&sums)[2]) {
+    sums[0] = a[0] + a[1] + a[2] + a[3];
+    sums[1] = b[0] + b[1] + b[2] + b[3];
+}
+
 // float64 sums of squares of N lanes.
 struct SquareSums {
     D low{}, high{};

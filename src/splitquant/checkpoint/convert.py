@@ -9,18 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from splitquant.checkpoint.folder import Folder
-from splitquant.checkpoint.shard import run_shard, shard_job
-from splitquant.checkpoint.sidecar import write_small_files
+from splitquant.checkpoint.shard import is_whole, run_shard, shard_job
+from splitquant.checkpoint.sidecar import small_files_bytes, write_small_files
 from splitquant.core.kernels import kernels
-from splitquant.format.config import FORMAT_VERSION
+from splitquant.format.config import FORMAT_VERSIONS
 from splitquant.plan.plan import Plan
 from splitquant.report.outcome import Outcome, Report, Run
-from splitquant.storage.memory import MIB
 from splitquant.storage.resources import Resources, peak_memory_bytes
 from splitquant.storage.workplace import Workplace, check_destination, check_room, fingerprint_of
 from splitquant.version import __version__
-
-_SMALL_FILES_BYTES = 64 * MIB  # room for what is written beside the tensors
 
 
 def apply_plan(
@@ -47,19 +44,21 @@ def apply_plan(
     started = time.perf_counter()
     budget = resources.budget(len(plan.decisions))
     check_destination(folder.path, destination, force=resources.force)
-    check_room(destination, plan.stored_bytes + _other_bytes(folder) + _SMALL_FILES_BYTES)
+    check_room(destination, plan.stored_bytes + _other_bytes(folder) + small_files_bytes(len(plan.decisions)))
     outcomes: list[Outcome] = []
     resumed = 0
-    with Workplace(destination, _fingerprint(folder, plan)) as workplace:
+    with Workplace(
+        destination, _fingerprint(folder, plan), force=resources.force, durable=resources.durable
+    ) as workplace:
         for shard in folder.shards:
-            stored = workplace.finished(shard.name)
+            stored = workplace.finished(shard.name, is_whole)
             if stored is not None:
                 done = [Outcome.from_dict(item) for item in stored]
                 advance(sum(outcome.source_bytes for outcome in done))
                 resumed += 1
             else:
                 done = run_shard(shard_job(folder, shard, plan, workplace.growing(shard.name), budget), advance)
-                workplace.finish(shard.name, [outcome.to_dict() for outcome in done])
+                workplace.finish(shard.name, [outcome.to_dict() for outcome in done], folder.path / shard.name)
             outcomes += done
         report = Report(tuple(outcomes), left_out=folder.left_out)
         write_small_files(folder, plan, report, workplace)
@@ -82,7 +81,7 @@ def _other_bytes(folder: Folder) -> int:
 
 def _fingerprint(folder: Folder, plan: Plan) -> str:
     """Whatever decides the bytes of the shards: the version, the files as they are, and the plan."""
-    digest = hashlib.sha256(f"{__version__} {FORMAT_VERSION}".encode())
+    digest = hashlib.sha256(f"{__version__} {FORMAT_VERSIONS[-1]}".encode())
     for shard in folder.shards:
         digest.update(fingerprint_of(folder.path / shard.name).encode())
         digest.update(repr(sorted(shard.metadata.items())).encode(errors="backslashreplace"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from splitquant.checkpoint.safetensors import Entry, read_header
 from splitquant.errors import SourceError
 from splitquant.storage.json_file import read_json
+from splitquant.storage.memory import MIB
 
 SINGLE = "model.safetensors"
 # The same weights in other formats; in a quantized folder they would only be float weights again.
@@ -95,6 +96,8 @@ def open_folder(path: Path) -> Folder:  # noqa: C901 - a flat list of checks, ea
     if not any(shard.entries for shard in shards):
         raise SourceError(f"{path / shard_names[0]}: holds no tensors; expected the weights of a model")
     claimed = {*shard_names, *index_names, "config.json"}
+    other_files = tuple(name for name in files if name not in claimed and not _is_copy(name))
+    _refuse_links_outside(path, other_files)
     return Folder(
         path=path,
         config=read_json(path / "config.json") if "config.json" in top else {},
@@ -103,7 +106,7 @@ def open_folder(path: Path) -> Folder:  # noqa: C901 - a flat list of checks, ea
         shard_of={entry.name: shard.name for shard in shards for entry in shard.entries},
         index_name=index_names[0] if index_names else None,
         index_metadata=index_metadata,
-        other_files=tuple(name for name in files if name not in claimed and not _is_copy(name)),
+        other_files=other_files,
         left_out=tuple(name for name in files if name not in claimed and _is_copy(name)),
     )
 
@@ -118,7 +121,7 @@ def _is_copy(name: str) -> bool:
 def _files_below(path: Path) -> list[str]:
     """All files of a folder by their paths below it, through links; SourceError for a link to nothing."""
     files, seen = [], set()
-    for place, folders, names in os.walk(path, followlinks=True):
+    for place, folders, names in os.walk(path, followlinks=True, onerror=_unreadable):
         seen.add(os.path.realpath(place))
         folders[:] = [name for name in folders if os.path.realpath(Path(place, name)) not in seen]  # no endless circles
         for name in names:
@@ -134,13 +137,37 @@ def _files_below(path: Path) -> list[str]:
     return sorted(files)
 
 
+def _unreadable(error: OSError) -> None:
+    raise SourceError(
+        f"{error.filename}: cannot be read ({error.strerror}); give yourself access, or move it away"
+    ) from error
+
+
+def _refuse_links_outside(path: Path, names: Iterable[str]) -> None:
+    """SourceError for a link whose bytes lie neither in the folder nor in the blobs of the hub's cache that it is in.
+
+    What is beside the weights is carried into the output as it is, and others may read that.
+    """
+    root = path.resolve()
+    homes = [root]
+    if root.parent.name == "snapshots":
+        homes.append(root.parent.parent / "blobs")
+    for name in names:
+        real = (path / name).resolve()
+        if not any(real.is_relative_to(home) for home in homes):
+            raise SourceError(
+                f"{path / name}: is a link to {real}, outside of the folder, and would be copied into the output; put the file "
+                "itself there, or remove the link"
+            )
+
+
 def _is_hidden(relative: Path) -> bool:
     """Caches of download tools and version control lie in hidden folders; hidden files such as .gitattributes are carried."""
     return any(part.startswith(".") for part in relative.parts[:-1])
 
 
 def _read_index(path: Path) -> tuple[dict[str, str], Mapping[str, Any]]:
-    data = read_json(path)
+    data = read_json(path, 64 * MIB)
     weight_map = data.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(value, str) for value in weight_map.values()):
         raise SourceError(f"{path}: has no 'weight_map' of tensor names to file names; download it again")

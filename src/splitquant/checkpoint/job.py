@@ -21,7 +21,7 @@ from splitquant.plan.options import PlanOptions
 from splitquant.plan.plan import Plan
 from splitquant.plan.planner import Frontier, Goal, Pool, PricedPlan, frontier_of
 from splitquant.plan.recipe import Recipe
-from splitquant.report.outcome import Report
+from splitquant.report.outcome import Report, planned_report
 from splitquant.storage.resources import Resources
 
 
@@ -39,6 +39,10 @@ class FolderJob:
     plan: Plan
     frontier: Frontier | None = None
     chosen: PricedPlan | None = None
+
+    def foretold(self, resources: Resources) -> Report:  # noqa: ARG002 - graphs are rewired for it
+        """The report of `apply` as far as it is known before."""
+        return planned_report(self.plan)
 
     def apply(self, destination: Path, resources: Resources, advance: Callable[[int], None] = lambda _: None) -> Report:
         """Do it, see `checkpoint.convert.apply_plan`."""

@@ -12,6 +12,7 @@ import numpy as np
 from splitquant.checkpoint.folder import Folder, open_folder
 from splitquant.checkpoint.safetensors import Entry as Header
 from splitquant.core.arrays import U8
+from splitquant.core.kernels import kernels
 from splitquant.core.rows import unpack_row_scale
 from splitquant.core.split import SplitTensor, levels_from
 from splitquant.errors import SourceError
@@ -22,6 +23,7 @@ from splitquant.format.weight import Weight
 from splitquant.report.outcome import REPORT_NAME, Outcome, Report
 from splitquant.storage.files import SourceFile
 from splitquant.storage.json_file import read_json
+from splitquant.storage.memory import MIB
 
 MAX_DIMENSIONS = 8
 
@@ -82,15 +84,15 @@ class QuantizedFolder:
         """The report that was written with the folder; SourceError where it is missing or damaged."""
         path = self.folder.path / REPORT_NAME
         try:
-            return Report.from_dict(read_json(path))
-        except (KeyError, TypeError, ValueError) as error:
+            return Report.from_dict(read_json(path, 256 * MIB))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise SourceError(f"{path}: is not a report of this version ({error}); quantize the model again") from error
 
     def rows(self, name: str, index: int, first: int, last: int) -> SplitTensor:
         """Rows `[first, last)` of matrix `index` of a tensor, as the SplitTensor of those rows, channel axis first."""
         weight = self.tensors[name]
         planes = {plane.name: self._read_plane(name, plane, index, first, last) for plane in weight.planes}
-        clusters, row_scale = planes.get("clusters"), planes.get("row_scale")
+        clusters, row_scale, zero = planes.get("clusters"), planes.get("row_scale"), planes.get("zero_points")
         scale, offset, levels = levels_from(weight.spec, planes)
         return SplitTensor(
             shape=(last - first, weight.geometry.cols),
@@ -103,6 +105,9 @@ class QuantizedFolder:
             levels=levels,
             row_scale=None if row_scale is None else unpack_row_scale(row_scale),
             row_scale_kind=weight.scale_kind,
+            zero=None
+            if zero is None
+            else kernels().unpack(zero, weight.spec.groups(weight.geometry.cols), weight.spec.bits),
         )
 
     def read(self, name: str, offset: int, nbytes: int) -> U8:

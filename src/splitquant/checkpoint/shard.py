@@ -7,13 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from splitquant.checkpoint.folder import Folder, Shard
-from splitquant.checkpoint.safetensors import Entry
+from splitquant.checkpoint.safetensors import Entry, read_header
 from splitquant.checkpoint.stored import shard_header
 from splitquant.checkpoint.tensor import Streams, is_cut, transform_tensor
+from splitquant.errors import SourceError
 from splitquant.plan.plan import Decision, Plan
 from splitquant.report.outcome import Outcome
+from splitquant.storage.checksum import checksum_of
 from splitquant.storage.files import SourceFile, TargetFile
 from splitquant.storage.memory import Buffers, MemoryBudget
 
@@ -49,6 +52,18 @@ def shard_job(folder: Folder, shard: Shard, plan: Plan, target: Path, budget: Me
     header, places = shard_header(shard, decisions)
     chosen = tuple(decisions[entry.name] for entry in shard.entries)
     return ShardJob(folder.path / shard.name, target, header, tuple(places), shard.entries, chosen, budget)
+
+
+def is_whole(path: Path, stored: list[dict[str, Any]]) -> bool:
+    """Whether a finished shard holds the very bytes that were written: those of its outcomes' checksums, and no others."""
+    checksums = {name: crc for outcome in stored for name, crc in outcome["checksums"].items()}
+    try:
+        header = read_header(path)
+        with SourceFile(path) as file:
+            found = {entry.name: str(checksum_of(file, entry.start, entry.nbytes)) for entry in header.entries}
+    except SourceError:
+        return False
+    return found == checksums
 
 
 def run_shard(job: ShardJob, advance: Callable[[int], None] = lambda _: None) -> list[Outcome]:

@@ -13,7 +13,16 @@ from splitquant.format.config import table_to_dict
 from splitquant.plan.plan import Plan
 from splitquant.report.card import CARD_NAME, model_card, original_card_name
 from splitquant.report.outcome import REPORT_NAME, Report
+from splitquant.storage.files import read_start
+from splitquant.storage.memory import MIB
 from splitquant.storage.workplace import Workplace
+
+_LONGEST_CARD = 4 * MIB
+
+
+def small_files_bytes(tensors: int) -> int:
+    """The room for what is written beside so many tensors, generously: about 700 bytes each in the report, 300 elsewhere."""
+    return MIB + 4096 * tensors
 
 
 def write_small_files(folder: Folder, plan: Plan, report: Report, workplace: Workplace) -> None:
@@ -31,10 +40,10 @@ def write_small_files(folder: Folder, plan: Plan, report: Report, workplace: Wor
 
 
 def original_card(folder: Folder) -> str | None:
-    """The text of the source's own card, where it has one."""
+    """The text of the source's own card, where it has one; its beginning, where it is endless."""
     if CARD_NAME not in folder.other_files:
         return None
-    return (folder.path / CARD_NAME).read_text(encoding="utf-8", errors="replace")
+    return read_start(folder.path / CARD_NAME, _LONGEST_CARD).decode(errors="replace").replace("\r\n", "\n")
 
 
 def quantization_config(plan: Plan) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from splitquant.core.affine import Grid
 from splitquant.core.arrays import U8, Matrix
 from splitquant.core.error import NO_ERROR, ErrorFigures, ErrorSums, figures_of
 from splitquant.core.interface import plane_widths
+from splitquant.core.kernels import kernels
 from splitquant.core.passes import Encoded, Map, Sink, Windows, count_passes, quantized
 from splitquant.core.rows import pack_row_scale, to_matrix
 from splitquant.core.spec import QuantSpec
@@ -155,6 +156,8 @@ class _Matrix:
         if rows.scales is not None:
             kind = self.decision.layer.weight(self.spec).scale_kind
             planes["row_scale"] = pack_row_scale(rows.scales.scale, kind).view(np.uint8)
+            if rows.scales.zero is not None:
+                planes["zero_points"] = kernels().pack(rows.scales.zero, self.spec.bits)
         first = self.index * self.geometry.rows + rows.rows.start
         checksums = {
             name: _put(self.streams, self.decision, name, first * plane.shape[1], plane)
@@ -175,6 +178,6 @@ def _row_bytes(decision: Decision, spec: QuantSpec, g: Geometry) -> int:
     return (
         g.cols * (DTYPES[decision.layer.dtype].window_bytes + transposed)
         + sum(plane_widths(g.cols, spec))
-        + 12 * spec.groups(g.cols)
+        + (21 if spec.own_zero_points else 12) * spec.groups(g.cols)
         + 32
     )

@@ -22,7 +22,7 @@ from splitquant.format.dtypes import DTYPES
 from splitquant.format.planes import Geometry
 from splitquant.report.card import CARD_NAME
 from splitquant.report.outcome import REPORT_NAME, Outcome, Report
-from splitquant.storage.checksum import Checksum, join
+from splitquant.storage.checksum import checksum_of
 from splitquant.storage.files import SourceFile
 from splitquant.storage.memory import MIB, MemoryBudget
 
@@ -43,7 +43,7 @@ def verify_folder(
 ) -> Verified:
     """Verify a quantized folder against its source; VerifyError names the first tensor that is off, and how."""
     quantized = open_quantized(destination)
-    budget = replace(budget, tensors=len(folder.tensors))
+    budget = replace(budget, tensors=len(folder.tensors), threads=1)
     report = quantized.report()
     _check_inventory(folder, quantized, report)
     checksums = 0
@@ -109,11 +109,9 @@ def _check_checksums(quantized: QuantizedFolder, outcome: Outcome) -> int:
             f"{quantized.folder.path / REPORT_NAME}: tensor {outcome.name!r} has checksums of other planes than it has"
         )
     for name in names:
-        nbytes = quantized.folder.tensors[name].nbytes
-        pieces = (
-            Checksum.of(quantized.read(name, at, min(READ_BYTES, nbytes - at))) for at in range(0, nbytes, READ_BYTES)
-        )
-        found = str(join(pieces))
+        entry = quantized.folder.tensors[name]
+        with SourceFile(quantized.folder.path / quantized.folder.shard_of[name]) as file:
+            found = str(checksum_of(file, entry.start, entry.nbytes))
         if found != outcome.checksums[name]:
             raise VerifyError(
                 f"{quantized.folder.path / quantized.folder.shard_of[name]}: tensor {name!r} has the checksum {found}; "
@@ -153,20 +151,34 @@ def recomputed_figures(folder: Folder, quantized: QuantizedFolder, name: str, bu
     row_bytes = g.cols * (DTYPES[entry.dtype].window_bytes + 24)  # weights and decoded ones, their difference, squares
     for index in range(g.count):
         errors: list[ErrorSums] = []
-        for first, last in budget.windows(what, g.rows, row_bytes, can_be_cut=g.axis == 0):
+        source = _SourceRows(folder, name, g, index)
+        for first, last in budget.windows(what, g.rows, row_bytes):
             w_hat = quantized.rows(name, index, first, last).dequantize()
-            errors.append(row_errors(to_float32(_source_rows(folder, name, g, index, range(first, last))), w_hat).sums)
+            errors.append(row_errors(to_float32(source.rows(first, last)), w_hat).sums)
         total = total.merge(figures_of(g.rows * g.cols, errors))
     return total
 
 
-def _source_rows(folder: Folder, name: str, g: Geometry, index: int, rows: range) -> Matrix:
-    entry = folder.tensors[name]
-    matrix_bytes = entry.nbytes // g.count
-    row_bytes = matrix_bytes // g.rows
-    raw = np.empty(len(rows) * row_bytes, np.uint8)
-    with SourceFile(folder.path / folder.shard_of[name]) as file:
-        file.read_into(raw, entry.start + index * matrix_bytes + rows.start * row_bytes)
-    if g.axis == 0:
-        return as_window(raw, entry.dtype, len(rows), g.cols)
-    return to_matrix(as_window(raw, entry.dtype, 1, g.rows * g.cols).reshape(g.matrix_shape), g.axis)
+class _SourceRows:
+    """The rows of a matrix of the source: read as they are asked for, or where they are its columns, all at once."""
+
+    def __init__(self, folder: Folder, name: str, g: Geometry, index: int) -> None:
+        self._entry, self._geometry = folder.tensors[name], g
+        self._file = folder.path / folder.shard_of[name]
+        self._start = self._entry.start + index * (self._entry.nbytes // g.count)
+        self._row_bytes = self._entry.nbytes // (g.count * g.rows)
+        whole = None if g.axis == 0 else self._read(0, g.rows)
+        self._matrix = None if whole is None else whole.reshape(g.matrix_shape)
+
+    def rows(self, first: int, last: int) -> Matrix:
+        """Rows `[first, last)`."""
+        if self._matrix is None:
+            return self._read(first, last).reshape(last - first, self._geometry.cols)
+        taken = np.take(self._matrix, range(first, last), axis=self._geometry.axis)
+        return to_matrix(taken, self._geometry.axis)
+
+    def _read(self, first: int, last: int) -> Matrix:
+        raw = np.empty((last - first) * self._row_bytes, np.uint8)
+        with SourceFile(self._file) as file:
+            file.read_into(raw, self._start + first * self._row_bytes)
+        return as_window(raw, self._entry.dtype, 1, (last - first) * self._geometry.cols)

@@ -19,6 +19,13 @@ Threads = Annotated[
     int, typer.Option(metavar="N", help="Threads; 0 takes all processors. Never changes the bytes written.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace DST if it exists.")]
+NoFsync = Annotated[
+    bool,
+    typer.Option(
+        "--no-fsync",
+        help="Do not wait until all bytes are on the disk: faster, and a power cut may leave damaged files.",
+    ),
+]
 Json = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the full report as JSON ('-': standard output).")
 ]

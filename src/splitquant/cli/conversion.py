@@ -15,11 +15,10 @@ from splitquant.errors import SpecError, TensorError
 from splitquant.plan.plan import Plan
 from splitquant.plan.planner import PricedPlan
 from splitquant.plan.saved import plan_to_dict
-from splitquant.report.outcome import Fate, Report, planned_report
+from splitquant.report.outcome import Report
 from splitquant.sizes import shown_bytes
 from splitquant.storage.resources import Resources
 
-_DOING: dict[Fate, str] = {"quantized": "quantizing", "split": "splitting"}
 Prepare = Callable[[Resources, Callable[[int], None]], Job]
 
 
@@ -27,12 +26,13 @@ Prepare = Callable[[Resources, Callable[[int], None]], Job]
 class Conversion:
     """From where to where, with what, and what to say of it."""
 
-    fate: Fate
+    title: str
     source: Path
     output: Path
     max_memory: str
     threads: int
     force: bool
+    durable: bool
     dry_run: bool
     json_file: Path | None
     save_plan: Path | None
@@ -54,7 +54,7 @@ class Conversion:
 
     def go(self, prepare: Prepare, *, strict: bool = False, by_size: bool = False) -> None:
         """Do it; `by_size`: weights are measured before."""
-        resources = Resources.of(self.max_memory, self.threads, force=self.force)
+        resources = Resources.of(self.max_memory, self.threads, force=self.force, durable=self.durable)
         if by_size:
             with byte_progress("measuring", source_bytes(self.source), quiet=self.quiet) as advance:
                 job = prepare(resources, advance)
@@ -75,18 +75,18 @@ class Conversion:
 
             write_picture(self.plot, marks, job.chosen)
         if self.dry_run:
-            self._show_plan(job, marks, quiet=quiet)
+            self._show_plan(job, job.foretold(resources), marks, quiet=quiet)
             return
         after = "nothing was written" if is_onnx(self.source) else CAN_GO_ON
-        with byte_progress(_DOING[self.fate], job.plan.source_bytes, quiet=quiet, after=after) as advance:
+        with byte_progress(self.title, job.plan.source_bytes, quiet=quiet, after=after) as advance:
             report = job.apply(self.output, resources, advance)
         self._show(report, report.to_dict(), quiet=quiet, planned=False)
         if not quiet:
             self._tell(report)
 
-    def _show_plan(self, job: Job, marks: list[PricedPlan], *, quiet: bool) -> None:
+    def _show_plan(self, job: Job, report: Report, marks: list[PricedPlan], *, quiet: bool) -> None:
         """A plan, and the sizes that were possible instead."""
-        report, chosen = planned_report(job.plan, self.fate), job.chosen
+        chosen = job.chosen
         if chosen is None:
             self._show(report, report.to_dict(), quiet=quiet, planned=True)
             return

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from splitquant.cli.arguments import Force, MaxMemory, Output, Quiet
+from splitquant.cli.arguments import Force, MaxMemory, NoFsync, Output, Quiet
 
 
 def dequantize(
@@ -16,6 +16,7 @@ def dequantize(
     *,
     max_memory: MaxMemory = "1GiB",
     force: Force = False,
+    no_fsync: NoFsync = False,
     quiet: Quiet = False,
 ) -> None:
     """Write the plain float folder that a quantized one stands for, for tools that only read floats."""
@@ -25,6 +26,8 @@ def dequantize(
 
     total = api.inspect(folder).report.source_bytes
     with byte_progress("dequantizing", total, quiet=quiet, after=CAN_GO_ON) as advance:
-        nbytes = api.dequantize(folder, output, max_memory=max_memory, force=force, advance=advance)
+        nbytes = api.dequantize(
+            folder, output, max_memory=max_memory, force=force, durable=not no_fsync, advance=advance
+        )
     if not quiet:
         say(f"written to {output}: {shown_bytes(nbytes)} of float tensors")

@@ -13,7 +13,7 @@ from splitquant.errors import MissingExtraError, SpecError
 from splitquant.plan.planner import PricedPlan
 from splitquant.report.summary import decibels
 from splitquant.sizes import shown_bytes
-from splitquant.storage.files import destination_error
+from splitquant.storage.files import write_whole
 
 _WIDTH, _HEIGHT = 60, 12
 PICTURES = (".svg", ".png", ".html")
@@ -115,9 +115,4 @@ def write_picture(target: Path, choices: Sequence[PricedPlan], chosen: PricedPla
     data = held.getvalue()
     if kind == "html":
         data = b'<!doctype html>\n<meta charset="utf-8">\n<title>size and error</title>\n' + data[data.index(b"<svg") :]
-    temporary = target.with_name(f".{target.name}.partial")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(target)
-    except OSError as error:
-        raise destination_error(target, error) from error
+    write_whole(target, data)

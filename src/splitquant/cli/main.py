@@ -9,9 +9,12 @@ from typing import Annotated
 import typer
 
 from splitquant.cli.dequantize import dequantize
+from splitquant.cli.evaluate import evaluate
 from splitquant.cli.inspect import inspect
 from splitquant.cli.quantize import quantize
+from splitquant.cli.signals import exit_code_of
 from splitquant.cli.split import split
+from splitquant.cli.terminal import printable
 from splitquant.cli.verify import verify
 from splitquant.errors import SplitQuantError
 from splitquant.version import __version__
@@ -24,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (quantize, split, inspect, verify, dequantize):
+for verb in (quantize, split, inspect, verify, dequantize, evaluate):
     app.command()(verb)
 
 
@@ -51,8 +54,8 @@ def run() -> None:
         app()
     except SplitQuantError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
+    except KeyboardInterrupt as stop:
+        _fail("interrupted", exit_code_of(stop))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -63,7 +66,7 @@ def run() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    text = f"error: {message}"
+    text = f"error: {printable(message)}"
     typer.echo(text if "NO_COLOR" in os.environ else typer.style(text, fg=typer.colors.RED), err=True)
     sys.exit(code)
 

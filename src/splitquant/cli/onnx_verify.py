@@ -47,21 +47,34 @@ def run_onnx_verify(check: OnnxCheck) -> None:
     write_json(check.json_file, result.to_dict())
     if not check.quiet and str(check.json_file) != "-":
         _show(result)
+    for warning in result.warnings:
+        say(f"warning: {warning}")
 
 
 def _show(result: Verification) -> None:
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("output")
-    for column in ("SQNR", "cosine", "largest error"):
+    told = any(one.explained_db is not None for one in result.outputs)
+    for column in ("SQNR", *(["by the weights"] if told else []), "cosine", "largest error"):
         table.add_column(column, justify="right")
     for one in result.outputs:
-        table.add_row(one.name, decibels(one.sqnr_db), f"{one.cosine:.6f}", f"{one.max_error:.3g}")
+        explained = "" if one.explained_db is None else decibels(one.explained_db)
+        row = [
+            one.name,
+            decibels(one.sqnr_db),
+            *([explained] if told else []),
+            f"{one.cosine:.6f}",
+            f"{one.max_error:.3g}",
+        ]
+        table.add_row(*row)
     show(table)
     if result.branches:
         say(
             f"{result.branches} low-bit branches: {result.in_kernels} use a low-bit kernel of ONNX Runtime, "
             f"{result.dequantized} are dequantized in every run, {result.folded} once at load",
         )
+    for hint in result.hints:
+        say(hint)
     if result.refusal:
         say(f"the onnx checker refuses both models: {result.refusal}")
     else:

@@ -13,6 +13,7 @@ from splitquant.cli.arguments import (
     Force,
     Json,
     MaxMemory,
+    NoFsync,
     OnnxActivations,
     OnnxFormat,
     Output,
@@ -60,7 +61,13 @@ def quantize(
         bool | None,
         typer.Option(
             "--polish/--no-polish",
-            help="Fit the grids to the values. [default: where tensors are split, but not kmeans]",
+            help="Fit the grids to the values. [default: where tensors are split or zero_points are own, but not kmeans]",
+        ),
+    ] = None,
+    zero_points: Annotated[
+        str | None,
+        typer.Option(
+            help="own (per row or group), or shared. [default: own where one asymmetric cluster has a scale per channel or group]"
         ),
     ] = None,
     target: TargetName = None,
@@ -110,7 +117,10 @@ def quantize(
     ] = None,
     accuracy_level: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Of matmulnbits: 4 computes in int8 (fast), 1 in float32. [default: 4]"),
+        typer.Option(
+            metavar="N",
+            help="Of matmulnbits: 4 computes in int8 (fast), 1 in float. [default: 4; of float16 weights 1]",
+        ),
     ] = None,
     activations: Annotated[
         OnnxActivations | None,
@@ -129,6 +139,7 @@ def quantize(
     ] = False,
     json_file: Json = None,
     force: Force = False,
+    no_fsync: NoFsync = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -148,6 +159,7 @@ def quantize(
         layout=layout,
         symmetric=symmetric,
         polish=polish,
+        zero_points=zero_points,
     )
     options: dict[str, Any] = {
         "fixed": fixed,
@@ -171,7 +183,19 @@ def quantize(
     if plot is not None and not by_size:
         raise SpecError("--plot needs --target-bits or --target-size")
     run = Conversion(
-        "quantized", source, output, max_memory, threads, force, dry_run, json_file, save_plan, plot, quiet, verbose
+        "quantizing",
+        source,
+        output,
+        max_memory,
+        threads,
+        force,
+        not no_fsync,
+        dry_run,
+        json_file,
+        save_plan,
+        plot,
+        quiet,
+        verbose,
     )
     run.check()
     given: dict[str, Any] = {name: value for name, value in of_onnx.items() if value is not None}

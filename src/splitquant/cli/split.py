@@ -13,6 +13,7 @@ from splitquant.cli.arguments import (
     Force,
     Json,
     MaxMemory,
+    NoFsync,
     Output,
     Quiet,
     TargetName,
@@ -59,6 +60,7 @@ def split(
     dry_run: DryRun = False,
     json_file: Json = None,
     force: Force = False,
+    no_fsync: NoFsync = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -79,7 +81,19 @@ def split(
         spec=split_spec(target, **fixed), embeddings=None, include=tuple(include or ()), exclude=tuple(exclude or ())
     )
     run = Conversion(
-        "split", source, output, max_memory, threads, force, dry_run, json_file, None, None, quiet, verbose
+        "splitting",
+        source,
+        output,
+        max_memory,
+        threads,
+        force,
+        not no_fsync,
+        dry_run,
+        json_file,
+        None,
+        None,
+        quiet,
+        verbose,
     )
     run.check()
     run.go(

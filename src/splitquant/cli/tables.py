@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from splitquant.cli.terminal import printable
 from splitquant.report.outcome import Outcome, Report
 from splitquant.report.summary import Row, by_outcome, decibels, total, what_became_of
 from splitquant.sizes import shown_bytes
@@ -51,10 +52,10 @@ def tensor_table(outcomes: Iterable[Outcome]) -> Table:
         table.add_column(column, justify="right")
     for one in outcomes:
         table.add_row(
-            one.name,
+            printable(one.name),
             one.dtype,
             "x".join(map(str, one.shape)),
-            what_became_of(one),
+            printable(what_became_of(one)),
             f"{one.bits_per_weight:.2f}",
             shown_bytes(one.stored_bytes),
             decibels(one.figures.sqnr_db) if one.figures else "",
@@ -64,7 +65,7 @@ def tensor_table(outcomes: Iterable[Outcome]) -> Table:
 
 def _cells(row: Row, *, planned: bool) -> list[str]:
     cells = [
-        row.what,
+        printable(row.what),
         f"{len(row.outcomes)}",
         shown_bytes(row.source_bytes),
         shown_bytes(row.stored_bytes),

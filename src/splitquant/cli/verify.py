@@ -18,7 +18,12 @@ def verify(
         Path | None, typer.Option(metavar="FILE", help="Of .onnx: an .npz file with the model's inputs (else made up).")
     ] = None,
     min_sqnr: Annotated[
-        float | None, typer.Option(metavar="DB", help="Of .onnx: fail if an output has a lower SQNR.")
+        float | None,
+        typer.Option(
+            metavar="DB",
+            help="Of .onnx: fail if an output has a lower SQNR. Else one fails that has less than 20 dB and is more than "
+            "10 dB below what the weights explain.",
+        ),
     ] = None,
     size: Annotated[
         list[str] | None,

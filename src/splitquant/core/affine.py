@@ -105,6 +105,28 @@ def levels(scale: F32, offset: F32, bits: int) -> F32:
     return scale[:, None] * codes + offset[:, None]
 
 
+def own_levels(bits: int) -> tuple[F32, F32, F32]:
+    """Scale, offset and levels of grids with own zero_points, in units of their row_scale and not yet moved by it: `q / 2**(bits - 1)`.
+
+    Exact, and so is every difference of two: a weight is `row_scale * (levels[code] - levels[zero_point])`, rounded once.
+
+    Args:
+        bits: of a code q.
+    """
+    scale, offset = np.full(1, 2.0 ** (1 - bits), np.float32), np.zeros(1, np.float32)
+    return scale, offset, levels(scale, offset, bits)
+
+
+def own_grid(bits: int) -> Grid:
+    """The grid of all rows that have own zero_points, see `own_levels`.
+
+    Args:
+        bits: of a code.
+    """
+    scale, offset, table = own_levels(bits)
+    return Grid(bits, np.full(1, -np.inf, np.float32), scale, offset, 0, table.shape[1] - 1, table)
+
+
 def part_levels(scale: F32, offset: F32, bits: int) -> F32:
     """The values of each additive part by the joint code `sum(q_c << (c * bits))`, float32 `[k, 2**(k * bits)]`.
 

@@ -16,6 +16,7 @@ from splitquant.core.arrays import F32, F64, I64, U8, Matrix
 from splitquant.core.error import ErrorSums, exact_sum
 from splitquant.core.floats import Kind
 from splitquant.core.histogram import ValueHistogram, Values
+from splitquant.core.own import OwnGrids
 from splitquant.core.rows import RowScales
 from splitquant.core.spec import QuantSpec
 
@@ -175,6 +176,15 @@ class Kernels(Protocol):
         """
         ...
 
+    def own_grids(self, x: Matrix, asked: OwnGrids) -> tuple[F32, U8]:
+        """The row_scale, float32 `[rows, groups]`, and the zero_point, uint8, of every group; see `core.own`.
+
+        Args:
+            x: finite weights.
+            asked: which grids.
+        """
+        ...
+
     def count16(self, x: Matrix) -> ValueHistogram:
         """The histogram of 16-bit weights; `-0.0` counts as `0.0`.
 
@@ -220,8 +230,8 @@ class Kernels(Protocol):
             out: planes with the bits of the grid, written in place.
 
         LAW: with `u = float32(x) * inverse` the cluster is the last c with `lower[c] <= u`, the code is
-        `clip(rint((u - offset[c]) * inverse_scale[c]), code_min, code_max)`, all in float32, and
-        `w_hat = row_scale * levels[c, code]`. Where the grid has cells: cluster, code and level are those of cell n, the
+        `clip(rint((u - offset[c] - shift) * inverse_scale[c]), code_min, code_max)`, all in float32, and
+        `w_hat = row_scale * (levels[c, code] + shift)` (`RowScales.shift`; none: 0, and cells have none). Where the grid has cells: cluster, code and level are those of cell n, the
         number of borders that are at most u (0 for NaN).
         """
         ...
@@ -246,7 +256,7 @@ class Kernels(Protocol):
         ...
 
     def dequantize(self, planes: Planes, levels: F32, scales: RowScales | None, kind: Kind) -> Matrix:
-        """`row_scale * levels[cluster, code]` in float32, rounded to nearest even: `[rows, cols]`.
+        """`row_scale * (levels[cluster, code] + shift)` in float32, rounded to nearest even: `[rows, cols]`.
 
         Args:
             planes: codes and cluster ids.

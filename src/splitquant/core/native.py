@@ -20,6 +20,7 @@ from splitquant.core.arrays import F32, I64, U8, Matrix
 from splitquant.core.floats import FLOATS, Kind, kind_of
 from splitquant.core.histogram import KEYS, ValueHistogram, Values
 from splitquant.core.interface import Parts, Planes, RowErrors, SegmentCosts, plane_width
+from splitquant.core.own import OwnGrids
 from splitquant.core.refit import LEAST_GAIN, MOST_STEPS
 from splitquant.core.rows import RowScales, inverse_per_group, per_group
 from splitquant.errors import SpecError
@@ -45,6 +46,13 @@ class NativeKernels:
         out = np.empty((x.shape[0], -(-x.shape[1] // group)), np.float32)
         _native.absmax(words, kind, group, out)
         return out
+
+    def own_grids(self, x: Matrix, asked: OwnGrids) -> tuple[F32, U8]:
+        shape = x.shape[0], -(-x.shape[1] // asked.group)
+        row_scale, zero = np.empty(shape, np.float32), np.empty(shape, np.uint8)
+        stored = FLOATS[asked.kind].number
+        _native.own_grids(*_words(x), asked.group, asked.bits, stored, asked.fitted, row_scale, zero)
+        return row_scale, zero
 
     def count16(self, x: Matrix) -> ValueHistogram:
         words, _ = _words(x)
@@ -75,15 +83,15 @@ class NativeKernels:
 
     def encode(self, x: Matrix, scales: RowScales | None, grid: Grid, out: Planes) -> RowErrors:
         errors = RowErrors(np.empty(len(x)), np.empty(len(x)), np.empty(len(x), np.float32))
-        planes, scale = _in_place(out), None if scales is None else scales.scale
+        planes, scale, shift = _in_place(out), None if scales is None else scales.scale, _shift(scales)
+        inverse, group = inverse_per_group(scales)
         if grid.cells is None:
             pieces = map(_floats, (grid.lower, grid.scale, grid.offset, grid.inverse_scale))
-            _native.encode(
-                *_words(x), scale, *inverse_per_group(scales), grid.code_min, grid.code_max, *pieces, *planes, *errors
-            )
+            codes = grid.code_min, grid.code_max
+            _native.encode(*_words(x), scale, inverse, shift, group, *codes, *pieces, *planes, *errors)
         else:
             cells = (grid.cells.border, grid.cells.level, grid.cells.code, grid.cells.cluster)
-            _native.encode_cells(*_words(x), scale, *inverse_per_group(scales), *cells, *planes, *errors)
+            _native.encode_cells(*_words(x), scale, inverse, group, *cells, *planes, *errors)
         return errors
 
     def pack(self, values: U8, bits: int) -> U8:
@@ -99,7 +107,9 @@ class NativeKernels:
 
     def dequantize(self, planes: Planes, levels: F32, scales: RowScales | None, kind: Kind) -> Matrix:
         out: Matrix = np.empty((len(planes.codes), planes.cols), FLOATS[kind].dtype)
-        _native.dequantize(*_read(planes), _floats(levels), *per_group(scales), FLOATS[kind].number, _bits(out))
+        scale, group = per_group(scales)
+        shift, number = _shift(scales), FLOATS[kind].number
+        _native.dequantize(*_read(planes), _floats(levels), scale, shift, group, number, _bits(out))
         return out
 
     def part_planes(self, planes: Planes, parts: Parts) -> None:
@@ -117,6 +127,10 @@ class NativeKernels:
             return zlib.crc32(data.data)
         # The folded block stands for a register that is 0 before it, which zlib calls all ones.
         return zlib.crc32(data[whole:].data, zlib.crc32(folded.data, 0xFFFFFFFF))
+
+
+def _shift(scales: RowScales | None) -> F32 | None:
+    return None if scales is None else scales.shift
 
 
 def _words(x: Matrix) -> tuple[NDArray[Any], int]:

@@ -12,17 +12,16 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Generic, Protocol, TypeVar
 
-import numpy as np
-
 from splitquant.core.affine import Grid
 from splitquant.core.arrays import Matrix
 from splitquant.core.error import ErrorSums
 from splitquant.core.floats import kind_of, refuse_unfit
-from splitquant.core.granularity import Granularity
 from splitquant.core.histogram import ValueHistogram
 from splitquant.core.interface import Memory, Planes, new_memory
 from splitquant.core.kernels import kernels
-from splitquant.core.rows import RowScales, row_scale_from, row_scale_kind
+from splitquant.core.own import OwnGrids
+from splitquant.core.rows import RowScales, joined, row_scale_from, row_scale_kind
+from splitquant.core.scaling import Scaling
 from splitquant.core.solve import needs_histogram, needs_weights, solve
 from splitquant.core.spec import QuantSpec
 
@@ -41,10 +40,13 @@ class Map(Protocol):
 class Windows:
     """A matrix whose rows are loaded window by window.
 
-    ranges: the rows of each window, in order. load: gives their weights, `[rows, cols]` in the dtype of a kind, which nobody
-        uses any more when the same thread loads again.
-    map: shares the windows between threads. passed: is told the rows of a window whenever a pass is done with them.
-    scales: the row_scales of all rows, where they are known; else every pass computes those of a window.
+    Args:
+        ranges: the rows of each window, in order.
+        load: reads the weights of some rows, `[rows, cols]` in the dtype of a kind. They hold until the same thread loads again:
+            its buffer is then overwritten.
+        map: shares the windows between threads.
+        passed: is told the rows of a window whenever a pass is done with them.
+        scales: the row_scales of all rows, where they are known; else every pass computes those of a window.
     """
 
     ranges: Sequence[range]
@@ -102,7 +104,7 @@ def quantized(matrix: Windows, spec: QuantSpec, sink: Sink[T]) -> tuple[Grid, li
     Raises:
         TensorError: for NaN, infinity, and magnitudes that cannot be quantized.
     """
-    matrix = held(matrix, spec.granularity)
+    matrix = held(matrix, Scaling.of(spec))
     (grid,) = solved(matrix, [spec])
     return grid, list(encoded(matrix, spec, grid, sink))
 
@@ -117,12 +119,12 @@ def count_passes(matrix: Windows, spec: QuantSpec) -> int:
     return 1 + needs_histogram(spec) + (needs_weights(spec) and len(matrix.ranges) > 1)
 
 
-def held(matrix: Windows, granularity: Granularity) -> Windows:
+def held(matrix: Windows, scaling: Scaling) -> Windows:
     """A matrix of one window in memory and with its row_scales; another one as it is.
 
     Args:
         matrix: the weights.
-        granularity: whose row_scales.
+        scaling: of its rows.
 
     Raises:
         TensorError: see `scale_rows`.
@@ -130,26 +132,25 @@ def held(matrix: Windows, granularity: Granularity) -> Windows:
     if len(matrix.ranges) > 1:
         return matrix
     x = matrix.load(matrix.ranges[0])
-    scales = scale_rows(x, granularity) if matrix.scales is None else matrix.scales
+    scales = scale_rows(x, scaling) if matrix.scales is None else matrix.scales
     return replace(matrix, load=lambda _: x, map=map, scales=scales)
 
 
-def scaled(matrix: Windows, granularity: Granularity) -> Windows:
+def scaled(matrix: Windows, scaling: Scaling) -> Windows:
     """A matrix with the row_scales of all its rows, in a pass where they are not known.
 
     Args:
         matrix: the weights.
-        granularity: whose row_scales.
+        scaling: of its rows.
 
     Raises:
         TensorError: see `scale_rows`.
     """
-    matrix = held(matrix, granularity)
-    if matrix.scales is not None or granularity.kind == "tensor":
+    matrix = held(matrix, scaling)
+    if matrix.scales is not None or scaling.granularity.kind == "tensor":
         return matrix
-    found = [scales for scales in _each(matrix, granularity, lambda _, __, scales: scales) if scales is not None]
-    joined = RowScales(found[0].group, np.concatenate([scales.scale for scales in found])) if found else None
-    return replace(matrix, scales=joined)
+    found = [scales for scales in _each(matrix, scaling, lambda _, __, scales: scales) if scales is not None]
+    return replace(matrix, scales=joined(found) if found else None)
 
 
 def solved(matrix: Windows, specs: Sequence[QuantSpec]) -> list[Grid]:
@@ -157,27 +158,27 @@ def solved(matrix: Windows, specs: Sequence[QuantSpec]) -> list[Grid]:
 
     Args:
         matrix: the weights.
-        specs: at least one, all of one granularity.
+        specs: at least one, all of one scaling.
 
     Raises:
         TensorError: for NaN, infinity, and magnitudes that cannot be quantized.
     """
-    granularity, histogram = specs[0].granularity, None
-    heaviest = _heaviest(matrix, granularity) if any(map(needs_weights, specs)) else None
+    scaling, histogram = Scaling.of(specs[0]), None
+    heaviest = _heaviest(matrix, scaling) if any(map(needs_weights, specs)) else None
 
     def count(_: range, x: Matrix, scales: RowScales | None) -> ValueHistogram:
         return histogram_of(x, scales if scales is None or heaviest is None else scales.weighed(heaviest))
 
     if any(map(needs_histogram, specs)):
-        histogram = reduce(ValueHistogram.merge, _each(matrix, granularity, count))
+        histogram = reduce(ValueHistogram.merge, _each(matrix, scaling, count))
     return [solve(histogram if needs_histogram(spec) else None, spec) for spec in specs]
 
 
-def _heaviest(matrix: Windows, granularity: Granularity) -> float:
+def _heaviest(matrix: Windows, scaling: Scaling) -> float:
     """The largest row_scale of a matrix, in a pass where they are not known."""
     if matrix.scales is not None:
         return matrix.scales.heaviest
-    return max(_each(matrix, granularity, lambda _, __, scales: 0.0 if scales is None else scales.heaviest))
+    return max(_each(matrix, scaling, lambda _, __, scales: 0.0 if scales is None else scales.heaviest))
 
 
 def encoded(matrix: Windows, spec: QuantSpec, grid: Grid, sink: Sink[T]) -> Iterator[T]:
@@ -204,26 +205,30 @@ def encoded(matrix: Windows, spec: QuantSpec, grid: Grid, sink: Sink[T]) -> Iter
             errors = kernels().encode(part, own, grid, planes)
             yield Encoded(window[first : first + step], part, own, planes, errors.sums)
 
-    return _each(matrix, spec.granularity, lambda window, x, scales: sink.put(window, blocks(window, x, scales)))
+    return _each(matrix, Scaling.of(spec), lambda window, x, scales: sink.put(window, blocks(window, x, scales)))
 
 
-def scale_rows(x: Matrix, granularity: Granularity) -> RowScales | None:
+def scale_rows(x: Matrix, scaling: Scaling) -> RowScales | None:
     """The row_scales of a window (None where there are none).
 
     Args:
         x: weights.
-        granularity: whose row_scales.
+        scaling: of its rows.
 
     Raises:
         TensorError: for NaN, infinity, and magnitudes that cannot be quantized, where there are row_scales.
     """
-    group = granularity.group_size(x.shape[1])
+    group = scaling.granularity.group_size(x.shape[1])
     if group == 0:
         return None
     kind = kind_of(x.dtype)
     absmax = kernels().absmax(x, group)
     refuse_unfit(float(absmax.max(initial=0.0)), kind)
-    return RowScales(group, row_scale_from(absmax, row_scale_kind(kind, granularity)))
+    stored = row_scale_kind(kind, scaling.granularity)
+    if not scaling.bits:
+        return RowScales(group, row_scale_from(absmax, stored))
+    scale, zero = kernels().own_grids(x, OwnGrids(group, scaling.bits, stored, scaling.fitted))
+    return RowScales(group, scale, zero=zero, bits=scaling.bits)
 
 
 def histogram_of(x: Matrix, scales: RowScales | None) -> ValueHistogram:
@@ -238,14 +243,12 @@ def histogram_of(x: Matrix, scales: RowScales | None) -> ValueHistogram:
     return kernels().count32(x, scales)
 
 
-def _each(
-    matrix: Windows, granularity: Granularity, work: Callable[[range, Matrix, RowScales | None], T]
-) -> Iterator[T]:
+def _each(matrix: Windows, scaling: Scaling, work: Callable[[range, Matrix, RowScales | None], T]) -> Iterator[T]:
     """One pass: every window with its weights and row_scales."""
 
     def step(window: range) -> T:
         x = matrix.load(window)
-        done = work(window, x, scale_rows(x, granularity) if matrix.scales is None else matrix.scales.of(window))
+        done = work(window, x, scale_rows(x, scaling) if matrix.scales is None else matrix.scales.of(window))
         matrix.passed(window)
         return done
 

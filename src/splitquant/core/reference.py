@@ -17,13 +17,14 @@ from splitquant.core.arrays import F32, F64, I64, U8, Matrix
 from splitquant.core.floats import FLOATS, Kind, from_float32, kind_of, to_float32
 from splitquant.core.histogram import KEYS, ValueHistogram, Values
 from splitquant.core.interface import Parts, Planes, RowErrors, SegmentCosts
+from splitquant.core.lanes import lane_sums
+from splitquant.core.own import OwnGrids, own_grids
 from splitquant.core.refit import fitted
 from splitquant.core.rows import RowScales, inverse_per_group, per_group, spread
 
 BLOCK_WEIGHTS = 1 << 18  # rows are treated in blocks of about this many weights, to bound the temporaries
 CostFunction = Callable[[I64, I64], F64]  # (starts, ends) of segments -> their costs
 _TILE = 64  # of a transpose: its lines fit the nearest cache
-LANES = 16  # row errors are summed in 16 interleaved lanes, then over the lanes
 
 
 def _blocks(rows: int, cols: int) -> Iterator[slice]:
@@ -48,6 +49,21 @@ class NumpyKernels:
         for block in _blocks(rows, cols):
             out[block] = np.maximum.reduceat(np.abs(to_float32(x[block])), starts, axis=1)
         return out
+
+    def own_grids(self, x: Matrix, asked: OwnGrids) -> tuple[F32, U8]:
+        rows, cols = x.shape
+        groups = -(-cols // asked.group)
+        row_scale, zero = np.empty((rows, groups), np.float32), np.empty((rows, groups), np.uint8)
+        whole = cols // asked.group
+        for block in _blocks(rows, 8 * cols):
+            parts = [(slice(0, whole), x[block, : whole * asked.group].reshape(-1, asked.group))] if whole else []
+            parts += [(slice(whole, groups), x[block, whole * asked.group :])] if whole < groups else []
+            for place, values in parts:
+                found = own_grids(values, asked)
+                row_scale[block, place], zero[block, place] = (
+                    part.reshape(-1, place.stop - place.start) for part in found
+                )
+        return row_scale, zero
 
     def count16(self, x: Matrix) -> ValueHistogram:
         count = np.bincount(x.reshape(-1).view(np.uint16), minlength=KEYS).astype(np.int64)
@@ -129,7 +145,8 @@ class NumpyKernels:
         for block in _blocks(count, cols):
             w = to_float32(x[block])
             u = _scaled(w, inverse, group, block)
-            w_hat, code, cluster = _by_rounding(u, grid) if grid.cells is None else _by_cells(u, grid.cells)
+            shift = None if scales is None or scales.shift is None else spread(scales.shift[block], group, cols)
+            w_hat, code, cluster = _by_rounding(u, grid, shift) if grid.cells is None else _by_cells(u, grid.cells)
             out.codes[block] = self.pack(code, out.bits)
             if out.clusters is not None:
                 out.clusters[block] = self.pack(cluster, out.cluster_bits)
@@ -160,6 +177,8 @@ class NumpyKernels:
                 cluster = self.unpack(planes.clusters[block], cols, planes.cluster_bits)
                 index += levels.shape[1] * cluster.astype(np.intp)
             values = np.take(levels.reshape(-1), index, mode="clip")  # a damaged cluster id must not end in a traceback
+            if scales is not None and scales.shift is not None:
+                values += spread(scales.shift[block], group, cols)
             out[block] = from_float32(_scaled(values, scale, group, block), kind)
         return out
 
@@ -187,15 +206,17 @@ class NumpyKernels:
         return zlib.crc32(data.data)
 
 
-def _by_rounding(u: F32, grid: Grid) -> tuple[F32, U8, U8]:
-    """Level, code and cluster of every value, by its cluster's own grid."""
+def _by_rounding(u: F32, grid: Grid, shift: F32 | None) -> tuple[F32, U8, U8]:
+    """Level, code and cluster of every value, by its cluster's own grid, all moved by `shift`."""
     cluster = np.zeros(u.shape, np.uint8)
     for border in grid.lower[1:]:
         cluster += u >= border
     with np.errstate(over="ignore"):
-        steps = np.rint((u - grid.offset[cluster]) * grid.inverse_scale[cluster])
+        above = u - grid.offset[cluster] if shift is None else u - grid.offset[cluster] - shift
+        steps = np.rint(above * grid.inverse_scale[cluster])
     code = np.clip(steps, grid.code_min, grid.code_max).astype(np.uint8)
-    return grid.levels[cluster, code], code, cluster
+    level = grid.levels[cluster, code]
+    return level if shift is None else level + shift, code, cluster
 
 
 def _by_cells(u: F32, cells: Cells) -> tuple[F32, U8, U8]:
@@ -213,18 +234,4 @@ def row_errors(w: F32, w_hat: F32) -> RowErrors:
         w_hat: float32 `[rows, cols]`, what stands for it.
     """
     miss = w - w_hat
-    return RowErrors(_lane_sums(w), _lane_sums(miss), np.abs(miss).max(axis=1, initial=0))
-
-
-def _lane_sums(values: F32) -> F64:
-    """Per row the float64 sum of squares: 16 interleaved lanes first, then lane 0 to lane 15, each in order."""
-    rows, cols = values.shape
-    squares = np.zeros((rows, -(-cols // LANES) * LANES))
-    np.square(values, out=squares[:, :cols], dtype=np.float64)
-    lanes = np.add.reduce(
-        squares.reshape(rows, -1, LANES), axis=1
-    )  # the lanes are innermost: every one is summed in order
-    total = np.zeros(rows)
-    for lane in range(LANES):
-        total += lanes[:, lane]
-    return total
+    return RowErrors(lane_sums(w), lane_sums(miss), np.abs(miss).max(axis=1, initial=0))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from splitquant.core.arrays import F32, U32, Matrix
+from splitquant.core.arrays import F32, U8, U32, Matrix
 from splitquant.core.floats import Kind, to_float32
 from splitquant.core.granularity import Granularity
 
@@ -59,15 +60,25 @@ def from_matrix(matrix: NDArray[N], shape: tuple[int, ...], axis: int) -> NDArra
 
 @dataclass(frozen=True, slots=True)
 class RowScales:
-    """The row_scales of some rows.
+    """The row_scales of some rows, and their zero_points where they have their own.
 
     group: how many neighbouring weights of a row share one. scale: float32 `[rows, groups]`, at least 0.
     weight: uint32 `[rows, groups]`, what the values of a group weigh in a histogram (None: alike), see `row_weight`.
+    zero: uint8 `[rows, groups]`, the code that means zero (None: that is a matter of the levels). bits: of that code.
     """
 
     group: int
     scale: F32
     weight: U32 | None = None
+    zero: U8 | None = None
+    bits: int = 0
+
+    @property
+    def shift(self) -> F32 | None:
+        """What is added to the levels of a group, float32 `[rows, groups]`: minus its zero_point in units of `own_levels`."""
+        if self.zero is None:
+            return None
+        return self.zero.astype(np.float32) * np.float32(-(2.0 ** (1 - self.bits)))
 
     @property
     def inverse(self) -> F32:
@@ -95,7 +106,19 @@ class RowScales:
         Args:
             rows: their numbers, one after the other.
         """
-        return RowScales(self.group, self.scale[rows.start : rows.stop])
+        zero = None if self.zero is None else self.zero[rows.start : rows.stop]
+        return RowScales(self.group, self.scale[rows.start : rows.stop], zero=zero, bits=self.bits)
+
+
+def joined(parts: Sequence[RowScales]) -> RowScales:
+    """Those of several stretches of rows as one, without weights.
+
+    Args:
+        parts: at least one, in the order of their rows.
+    """
+    zeros = [part.zero for part in parts if part.zero is not None]
+    scale = np.concatenate([part.scale for part in parts])
+    return RowScales(parts[0].group, scale, zero=np.concatenate(zeros) if zeros else None, bits=parts[0].bits)
 
 
 def per_group(scales: RowScales | None) -> tuple[F32 | None, int]:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from splitquant.core.affine import Grid, affine_piece, grid_for, level_table
+from splitquant.core.affine import Grid, affine_piece, grid_for, level_table, own_grid
 from splitquant.core.arrays import F32
 from splitquant.core.cells import nearest_cells, shell_cells
 from splitquant.core.floats import refuse_unfit
@@ -34,12 +34,14 @@ _UNIT = _one_bin(-1.0, 1.0)  # the range of scaled rows
 
 
 def needs_histogram(spec: QuantSpec) -> bool:
-    """Whether levels depend on all values; symmetric grids over the whole range of scaled rows, [-1, 1], do not.
+    """Whether levels depend on all values; symmetric grids over the range of scaled rows, [-1, 1], and own ones do not.
 
     Args:
         spec: how the tensor is quantized.
     """
-    return not (_by_range(spec) and spec.symmetric and spec.granularity.kind != "tensor" and not spec.polish)
+    return not spec.own_zero_points and not (
+        _by_range(spec) and spec.symmetric and spec.granularity.kind != "tensor" and not spec.polish
+    )
 
 
 def needs_weights(spec: QuantSpec) -> bool:
@@ -48,7 +50,7 @@ def needs_weights(spec: QuantSpec) -> bool:
     Args:
         spec: how the tensor is quantized.
     """
-    return spec.granularity.kind != "tensor" and (bool(spec.polish) or not _by_range(spec))
+    return not spec.own_zero_points and spec.granularity.kind != "tensor" and (bool(spec.polish) or not _by_range(spec))
 
 
 def _by_range(spec: QuantSpec) -> bool:
@@ -66,6 +68,8 @@ def solve(histogram: ValueHistogram | None, spec: QuantSpec) -> Grid:
     Raises:
         TensorError: for NaN, infinity, and magnitudes that cannot be quantized.
     """
+    if spec.own_zero_points:
+        return own_grid(spec.bits)
     bins = _UNIT if histogram is None else _bins_of(histogram)
     grid = SOLVERS[spec.strategy](bins, spec)
     return polished(grid, bins, spec) if spec.polish else grid

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, get_args
 
 from splitquant.core.granularity import Granularity, GranularityField
 from splitquant.core.strategies import FACTS, LAYOUTS, MAX_CLUSTERS, STRATEGIES, Facts, Layout, Strategy
 from splitquant.errors import SpecError
+
+ZeroPoints = Literal["own", "shared"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,11 @@ class QuantSpec:
     symmetric: every grid is signed, narrow range and centred on zero.
     layout: `fused` (a code and a cluster id per weight; each grid covers its cluster's own range) or `parallel`
         (the paper's k layers; zero is exactly representable in every grid). With one cluster both are plain quantization.
-    polish: whether grids are fitted to the values after the borders are found, see `core.polish`. None means yes for
-        `min_error`, `magnitude` and `residual` with more than one cluster, else no.
+    polish: whether grids are fitted to the values, see `core.polish` and `core.own`; else they follow from ranges. None means
+        yes for `min_error`, `magnitude` and `residual` where there are several clusters or own zero_points, else no.
+    zero_points: `own`: every row (or group) has a zero_point of its own beside its row_scale, and so a grid of its own.
+        Possible, and the default, for asymmetric plain grids (one cluster, no free levels) with row_scales; all others are
+        `shared`: one set of levels per tensor times the row_scales.
 
     | strategy    | parts                                                       | limits                                |
     |-------------|-------------------------------------------------------------|---------------------------------------|
@@ -60,6 +65,7 @@ class QuantSpec:
     symmetric: bool = False
     layout: Layout = "fused"
     polish: bool | None = None
+    zero_points: ZeroPoints | None = None
 
     def __post_init__(self) -> None:
         if type(self.bits) is not int or self.bits not in WIDTHS:
@@ -75,6 +81,10 @@ class QuantSpec:
         self._set("symmetric", self.symmetric or self.facts.symmetric)
         self._set("layout", self.facts.layout or self.layout)
         self._settle_clusters()
+        if self.zero_points is not None and self.zero_points not in get_args(ZeroPoints):
+            raise SpecError(f"zero_points is {self.zero_points!r}; expected one of {', '.join(get_args(ZeroPoints))}")
+        if self.zero_points is None or not self.may_have_own_zero_points:
+            self._set("zero_points", "own" if self.may_have_own_zero_points else "shared")
         if self.polish is None:
             self._set("polish", self.usually_polished)
         if self.facts.free_levels:
@@ -108,8 +118,19 @@ class QuantSpec:
 
     @property
     def usually_polished(self) -> bool:
-        """What `polish` is where nothing was said: plain quantizers and the paper's clusters stay what they are elsewhere."""
-        return self.facts.polished and self.clusters > 1
+        """What `polish` is where nothing was said: the paper's clusters stay what they are elsewhere."""
+        return self.facts.polished and (self.clusters > 1 or self.own_zero_points)
+
+    @property
+    def may_have_own_zero_points(self) -> bool:
+        """Whether rows or groups could have zero_points of their own: asymmetric plain grids with row_scales."""
+        plain = self.clusters == 1 and not self.facts.free_levels
+        return plain and not self.symmetric and self.granularity.kind != "tensor"
+
+    @property
+    def own_zero_points(self) -> bool:
+        """Whether every row or group has a zero_point of its own."""
+        return self.zero_points == "own"
 
     @property
     def width(self) -> Width:
@@ -152,6 +173,31 @@ class QuantSpec:
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         return {**found, "granularity": str(self.granularity)}
 
+    def to_stored(self) -> dict[str, Any]:
+        """The JSON form in folders and reports: every field, but `zero_points` only where they are own.
+
+        Exists because these files are older than own zero_points.
+        """
+        found = self.to_dict()
+        if not self.own_zero_points:
+            del found["zero_points"]
+        return found
+
+    @classmethod
+    def from_stored(cls, data: Mapping[str, Any]) -> QuantSpec:
+        """The inverse of `to_stored`.
+
+        Args:
+            data: the fields.
+
+        Raises:
+            SpecError: as `from_dict` does, and for own zero_points of a spec that cannot have them.
+        """
+        spec = cls.from_dict({"zero_points": "shared", **data})
+        if data.get("zero_points", "shared") != spec.zero_points:
+            raise SpecError(f"zero_points is {data['zero_points']!r}; those of {spec} are {spec.zero_points}")
+        return spec
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> QuantSpec:
         """Read the JSON form.
@@ -173,6 +219,7 @@ class QuantSpec:
         words = [f"INT{self.bits}", "plain" if plain else f"k={self.clusters} {self.strategy}", str(self.granularity)]
         words += ["symmetric"] if self.symmetric else []
         words += ["parallel"] if self.layout == "parallel" else []
+        words += ["shared"] if self.may_have_own_zero_points and not self.own_zero_points else []
         words += [] if self.polish == self.usually_polished else ["polished" if self.polish else "unpolished"]
         return " ".join(words)
 

@@ -10,11 +10,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from splitquant.core.affine import level_table, part_levels
+from splitquant.core.affine import level_table, own_levels, part_levels
 from splitquant.core.arrays import F32, I64, U8, Matrix
 from splitquant.core.error import ErrorFigures, figures_of
 from splitquant.core.floats import Kind, kind_of
-from splitquant.core.interface import Planes
+from splitquant.core.interface import Planes, plane_width
 from splitquant.core.kernels import kernels
 from splitquant.core.passes import Sink, Windows, quantized
 from splitquant.core.rows import RowScales, from_matrix, matrix_shape, row_scale_kind, to_matrix
@@ -32,12 +32,14 @@ class _Levels(Protocol):
 
 
 def level_planes(spec: QuantSpec, found: _Levels) -> dict[Literal["scale", "offset", "levels"], F32]:
-    """What is stored of levels, by plane: `scale` and `offset` `[k]`, or `levels` where they are free.
+    """What is stored of levels, by plane: `scale` and `offset` `[k]`, `levels` where they are free, nothing of own grids.
 
     Args:
         spec: what they are of.
         found: the levels, a grid's or a tensor's.
     """
+    if spec.own_zero_points:
+        return {}
     if spec.facts.free_levels:
         return {"levels": found.levels}
     return {"scale": found.scale, "offset": found.offset}
@@ -50,6 +52,8 @@ def levels_from(spec: QuantSpec, planes: Mapping[Any, F32]) -> tuple[F32, F32, F
         spec: what they are of.
         planes: float32, by name, as `level_planes` gives them.
     """
+    if spec.own_zero_points:
+        return own_levels(spec.bits)
     if spec.facts.free_levels:
         nothing = np.zeros(0, np.float32)
         return nothing, nothing, planes["levels"]
@@ -64,9 +68,11 @@ class SplitTensor:
     codes: uint8 `[rows, ceil(cols * code_bits / 8)]`; clusters: uint8 `[rows, ceil(cols * cluster_bits / 8)]` or None.
     scale, offset: float32 `[k]`; levels: float32 `[k, 2**bits]`, where parts add up `[1, 2**(k * bits)]`.
     row_scale: float32 `[rows, groups]` or None (tensor granularity); row_scale_kind: the dtype it is stored in.
+    zero: uint8 `[rows, groups]`, the code that means zero, where zero_points are their own; else None.
     LAW: `W[i, j] = row_scale[i, j // group] * levels[c, q]`, with `levels[c, q] = scale[c] * q + offset[c]`; where parts add up
     `levels[0, q]` is the sum of that over the parts c, each with its bits of q; where levels are free they are stored instead
-    of scale and offset, which are empty.
+    of scale and offset, which are empty; where zero_points are their own
+    `W[i, j] = row_scale[i, j // group] * ((q - zero[i, j // group]) / 2**(bits - 1))`.
     """
 
     shape: tuple[int, ...]
@@ -80,6 +86,7 @@ class SplitTensor:
     row_scale: F32 | None
     row_scale_kind: Kind
     figures: ErrorFigures | None = None
+    zero: U8 | None = None
 
     @property
     def cols(self) -> int:
@@ -93,14 +100,22 @@ class SplitTensor:
 
     @property
     def row_scales(self) -> RowScales | None:
-        """The row_scales with the group that shares one."""
-        return None if self.row_scale is None else RowScales(self.spec.group_size(self.cols), self.row_scale)
+        """The row_scales, and zero_points, with the group that shares one."""
+        if self.row_scale is None:
+            return None
+        return RowScales(self.spec.group_size(self.cols), self.row_scale, zero=self.zero, bits=self.spec.bits)
 
     @property
     def zero_point(self) -> I64:
-        """The code that means zero, int64 `[k]`; TensorError where the grids need not hold zero (fused and asymmetric, or free)."""
+        """The code that means zero, int64 `[k]`, or `[rows, groups]` where every row or group has its own.
+
+        Raises:
+            TensorError: where the grids need not hold zero (fused and asymmetric, or free).
+        """
         if not self.spec.zero_in_grid:
             raise TensorError(f"a {self.spec} tensor has no zero_point: its grids need not hold zero")
+        if self.zero is not None:
+            return self.zero.astype(np.int64)
         if self.spec.symmetric:
             return np.full(len(self.scale), self.spec.width.symmetric_zero, np.int64)
         point = np.zeros(len(self.scale), np.float64)
@@ -109,11 +124,13 @@ class SplitTensor:
 
     @property
     def bits_per_weight(self) -> float:
-        """All stored bytes (codes, ids, scales, offsets, row_scales) in bits over the number of weights."""
+        """All stored bytes (codes, ids, scales, offsets, row_scales, zero_points) in bits over the number of weights."""
         stored = self.codes.nbytes + sum(values.nbytes for values in level_planes(self.spec, self).values())
         stored += 0 if self.clusters is None else self.clusters.nbytes
         if self.row_scale is not None:
             stored += self.row_scale.size * (4 if self.row_scale_kind == "fp32" else 2)
+        if self.zero is not None:
+            stored += len(self.zero) * plane_width(self.zero.shape[1], self.spec.bits)
         return 8.0 * stored / max(1, math.prod(self.shape))
 
     def unpacked_codes(self) -> U8:
@@ -152,7 +169,10 @@ class SplitTensor:
 
         Part c stands for `row_scale * scale[c] * (code - zero_point[c])`. Needs zero in every grid, see `zero_point`.
         """
-        code, zeros, bits = self.unpacked_codes(), self.zero_point.tolist(), self.spec.bits
+        code, bits = self.unpacked_codes(), self.spec.bits
+        if self.zero is not None:
+            return (code,)
+        zeros = self.zero_point.tolist()
         if self.spec.facts.additive:
             return tuple(code >> np.uint8(c * bits) & np.uint8((1 << bits) - 1) for c in range(len(zeros)))
         cluster = self.unpacked_clusters()
@@ -197,4 +217,5 @@ def quantize_array(array: NDArray[Any], spec: QuantSpec, axis: int = 0) -> Split
         row_scale=None if rows.scales is None else rows.scales.scale,
         row_scale_kind=row_scale_kind(kind, spec.granularity),
         figures=figures_of(array.size, [rows.errors]),
+        zero=None if rows.scales is None else rows.scales.zero,
     )

@@ -24,14 +24,16 @@ MAX_FREE_LEVELS = 256
 class Facts:
     """What follows from a strategy, whatever the weights are.
 
-    squares: borders are those of the least sum of squares; else those of the least error that linear grids make.
-    additive: every part holds every weight, and a weight is the sum of its parts. There are no borders and no cluster ids
-        then, and grids follow from the range alone.
-    free_levels: levels are any numbers, the best there are, and stored as such. There are no scales, no layers and no
-        polish then.
-    symmetric: grids are symmetric, whatever was asked for. layout: the only one, whatever was asked for (None: both).
-    polished: whether the grids of several clusters are fitted to the values unless told otherwise.
-    fused, parallel: the usual number of clusters per layout, where `most_clusters` allows it.
+    Args:
+        squares: clusters are cut where the sum of squares is least, as k-means does; else where the error of linear grids is.
+        additive: every part holds every weight, and a weight is the sum of its parts. There are no borders and no cluster ids
+            then, and grids follow from the range alone.
+        free_levels: the levels of a codebook, stored as such, instead of those of a linear grid. There are no scales, no
+            layers and no polish then.
+        symmetric: grids are symmetric, whatever was asked for.
+        layout: the only one, whatever was asked for (None: both).
+        polished: whether the grids of several clusters are fitted to the values unless told otherwise.
+        fused, parallel: the usual number of clusters per layout, where `most_clusters` allows it.
     """
 
     squares: bool = False

@@ -11,7 +11,8 @@ from splitquant.errors import SourceError, SpecError
 from splitquant.format.weight import Weight
 
 METHOD = "splitquant"
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)
+"""Those that are read; 2 added own zero_points. A writer takes the least that says all."""
 _KEYS = frozenset({"quant_method", "format_version", "specs", "tensors"})
 _ENTRY_KEYS = frozenset({"spec", "dtype", "axis", "stack"})
 
@@ -25,16 +26,22 @@ def parse_table(config: Mapping[str, Any], file: str = "config.json") -> dict[st
     if unknown:
         raise SourceError(f"{file}: has the unknown key {unknown[0]!r} in quantization_config")
     version = config.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is not int or version not in FORMAT_VERSIONS:
         raise SourceError(
-            f"{file}: has format_version {version!r} and this splitquant reads {FORMAT_VERSION}; "
+            f"{file}: has format_version {version!r} and this splitquant reads {' and '.join(map(str, FORMAT_VERSIONS))}; "
             "install the version that wrote it"
         )
     try:
-        specs = [QuantSpec.from_dict(item) for item in config["specs"]]
+        specs = [_parse_spec(item, version) for item in config["specs"]]
         return {name: _parse_entry(file, name, item, specs) for name, item in config["tensors"].items()}
     except (KeyError, TypeError, AttributeError, SpecError) as error:
         raise SourceError(f"{file}: has a damaged quantization_config ({error}); quantize the model again") from error
+
+
+def _parse_spec(item: Mapping[str, Any], version: int) -> QuantSpec:
+    if version == 1 and "zero_points" in item:
+        raise SpecError("a spec of format_version 1 has the key 'zero_points', which came with version 2")
+    return QuantSpec.from_stored(item)
 
 
 def _parse_entry(file: str, name: str, item: Mapping[str, Any], specs: list[QuantSpec]) -> Weight:
@@ -57,7 +64,7 @@ def _parse_entry(file: str, name: str, item: Mapping[str, Any], specs: list[Quan
 
 
 def table_to_dict(tensors: Mapping[str, Weight]) -> dict[str, Any]:
-    """The inverse of `parse_table`; specs are listed in the order in which they first occur."""
+    """The inverse of `parse_table`, in the least version that says all; specs are listed in the order in which they first occur."""
     specs: list[QuantSpec] = []
     items: dict[str, dict[str, Any]] = {}
     for name, entry in sorted(tensors.items()):
@@ -66,9 +73,10 @@ def table_to_dict(tensors: Mapping[str, Weight]) -> dict[str, Any]:
         items[name] = {"spec": specs.index(entry.spec), "dtype": entry.kind, "axis": entry.axis}
         if entry.stack:
             items[name]["stack"] = True
+    version = 2 if any(spec.own_zero_points for spec in specs) else 1
     return {
         "quant_method": METHOD,
-        "format_version": FORMAT_VERSION,
-        "specs": [spec.to_dict() for spec in specs],
+        "format_version": version,
+        "specs": [spec.to_stored() for spec in specs],
         "tensors": items,
     }

@@ -26,7 +26,7 @@ def as_window(raw: U8, dtype: str, rows: int, cols: int) -> Matrix:
 @cache
 def _fp8_as_bf16(dtype: str) -> U16:
     """The bf16 bits of all 256 fp8 numbers (Open Compute Project, OFP8: E4M3 has no infinity, one NaN per sign)."""
-    exponent_bits, mantissa_bits, bias = (4, 3, 7) if dtype == "F8_E4M3" else (5, 2, 15)
+    exponent_bits, mantissa_bits, bias = {"F8_E4M3": (4, 3, 7), "F8_E5M2": (5, 2, 15)}[dtype]
     codes = np.arange(256)
     exponent = (codes >> mantissa_bits) & ((1 << exponent_bits) - 1)
     mantissa = codes & ((1 << mantissa_bits) - 1)

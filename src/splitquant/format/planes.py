@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from splitquant.core.rows import matrix_shape
 from splitquant.format.dtypes import DTYPES
 
-PlaneName = Literal["codes", "clusters", "scale", "offset", "levels", "row_scale", "shape"]
+PlaneName = Literal["codes", "clusters", "scale", "offset", "levels", "row_scale", "zero_points", "shape"]
 PLANE_NAMES: tuple[PlaneName, ...] = get_args(PlaneName)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 from splitquant.core.floats import Kind
-from splitquant.core.interface import plane_widths
+from splitquant.core.interface import plane_width, plane_widths
 from splitquant.core.rows import row_scale_kind
 from splitquant.core.spec import QuantSpec
 from splitquant.format.dtypes import DTYPE_OF_KIND
@@ -50,7 +50,9 @@ class Weight:
         planes = [Plane("codes", "U8", (*head, g.rows, codes_width), "row")]
         if clusters_width:
             planes.append(Plane("clusters", "U8", (*head, g.rows, clusters_width), "row"))
-        if spec.facts.free_levels:
+        if spec.own_zero_points:
+            pass  # every grid is its row_scale and zero_point
+        elif spec.facts.free_levels:
             planes.append(Plane("levels", "F32", (*head, spec.clusters, spec.width.codes), "matrix"))
         else:
             planes += [Plane("scale", "F32", (*head, spec.clusters), "matrix")]
@@ -58,6 +60,8 @@ class Weight:
         groups = spec.groups(g.cols)
         if groups:
             planes.append(Plane("row_scale", DTYPE_OF_KIND[self.scale_kind].name, (*head, g.rows, groups), "row"))
+        if spec.own_zero_points:
+            planes.append(Plane("zero_points", "U8", (*head, g.rows, plane_width(groups, spec.bits)), "row"))
         planes.append(Plane("shape", "I64", (len(self.shape),), "tensor"))
         return tuple(planes)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from splitquant.core.spec import QuantSpec
+from splitquant.core.spec import QuantSpec, ZeroPoints
 from splitquant.core.strategies import Layout, Strategy
 from splitquant.errors import SpecError
 from splitquant.format.config import METHOD, parse_table, table_to_dict
@@ -18,7 +18,8 @@ from splitquant.plan.recipe import Recipe, embedding_spec
 class SplitQuantConfig(QuantizationConfigMixin):  # type: ignore[misc] # transformers is not typed
     """Options for quantizing a float model while it is loaded.
 
-    bits, clusters, strategy, granularity, symmetric, layout, polish: as in `QuantSpec`, for linear and convolution weights.
+    bits, clusters, strategy, granularity, symmetric, layout, polish, zero_points: as in `QuantSpec`, for linear and convolution
+        weights.
     embeddings: for token embeddings and output heads: a number of bits (plain, symmetric, a scale per row), a `QuantSpec`,
         or "keep".
     modules_to_not_convert: names of modules, or their last parts, that stay float ("lm_head", "model.layers.0.mlp").
@@ -41,10 +42,11 @@ class SplitQuantConfig(QuantizationConfigMixin):  # type: ignore[misc] # transfo
         modules_to_not_convert: Sequence[str] | None = None,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
+        zero_points: ZeroPoints | None = None,
     ) -> None:
         self.quant_method = METHOD
         self.recipe = Recipe(
-            spec=QuantSpec(bits, clusters, strategy, granularity, symmetric, layout, polish),
+            spec=QuantSpec(bits, clusters, strategy, granularity, symmetric, layout, polish, zero_points),
             embeddings=embedding_spec(embeddings),
             include=tuple(include),
             exclude=tuple(exclude),

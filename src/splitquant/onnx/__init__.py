@@ -17,10 +17,11 @@ try:
 except ImportError as error:
     raise MissingExtraError("the onnx package", "onnx") from error
 
+from splitquant.onnx.compare import OutputMatch
 from splitquant.onnx.convert import quantize, split
 from splitquant.onnx.forms.options import DEFAULT_SPEC, SPLIT_SPEC, OnnxForm
 from splitquant.onnx.job import Converted
-from splitquant.onnx.verify import OutputMatch, Verification, verify
+from splitquant.onnx.verify import Verification, verify
 from splitquant.report.outcome import Outcome, Report
 
 __all__ = [

@@ -13,11 +13,12 @@ from splitquant.errors import TensorError, tensor_error
 from splitquant.onnx.forms.encode import PartPlaces, encode_weight, needs_all_memory
 from splitquant.onnx.forms.form import Piece
 from splitquant.onnx.graph.functions import function_constants
+from splitquant.onnx.graph.operands import MICROSOFT
 from splitquant.onnx.graph.opset import least_ir_version, opset_of
 from splitquant.onnx.graph.prune import prune
 from splitquant.onnx.graph.scopes import Scope, value_of
 from splitquant.onnx.plan import NodePlan, PartNames, consumers_of, kept_in_functions, kept_sparse, kept_weights
-from splitquant.onnx.rewrite import MICROSOFT, branches
+from splitquant.onnx.rewrite import branches, joined
 from splitquant.onnx.wire.destination import Destination
 from splitquant.onnx.wire.sink import Place, Sink
 from splitquant.onnx.wire.skeleton import LARGEST_FILE
@@ -56,8 +57,12 @@ class Assembly:
         self._readers = consumers_of(scopes)
         self._in_functions = function_constants(source)
 
-    def rewire(self) -> None:  # noqa: C901 - one step after the other over the same tables
-        """Put the branches into the graphs, drop what nobody reads then, and give a place to every large tensor."""
+    def rewire(self) -> str:  # noqa: C901 - one step after the other over the same tables
+        """Put the branches into the graphs, drop what nobody reads then, and give a place to every large tensor.
+
+        Returns:
+            A note on the weights that were defaults of inputs, and are constants now ("" where there are none).
+        """
         replacement: dict[int, list[NodeProto]] = {}
         opset = opset_of(self._source.proto)
         for plan in self._plans:
@@ -65,10 +70,13 @@ class Assembly:
                 continue
             if plan.key not in self._units:
                 self._units[plan.key] = self._unit(plan)
-            replacement[id(plan.node)] = branches(plan, self._units[plan.key].names, self._fresh, opset)
+            nodes = branches(plan, self._units[plan.key].names, self._fresh, opset)
+            before = replacement.get(id(plan.node))
+            replacement[id(plan.node)] = nodes if before is None else joined(before, nodes, plan.form.operand.slot)
         replaced = {name for plan in self._plans if plan.form and plan.weight for name in plan.weight.names}
         for scope in self._scopes:
             _put_in_place(scope.graph, replacement)
+        note = self._fixed_inputs()
         prune(self._scopes, replaced)
         for scope in self._scopes:
             for proto in scope.graph.initializer:
@@ -85,6 +93,16 @@ class Assembly:
         ):
             model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
         model.ir_version = least_ir_version(model)
+        return note
+
+    def _fixed_inputs(self) -> str:
+        """Take converted weights out of the inputs of their graphs: nobody can give another value for them any more."""
+        fixed: list[str] = []
+        for owner, names in ((p.weight.owner, p.weight.names) for p in self._plans if p.form and p.weight):
+            for value in [value for value in owner.graph.input if value.name in names]:
+                owner.graph.input.remove(value)
+                fixed.append(value.name)
+        return f"no inputs any more, since they are stored in low bits: {', '.join(sorted(fixed))}" if fixed else ""
 
     def open(self, target: Destination | None) -> str:
         """Open memory or files for the weights, and a note where they move to external data."""

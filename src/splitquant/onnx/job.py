@@ -12,16 +12,18 @@ from types import TracebackType
 from typing import Any, Self
 
 import onnx
-from onnx import GraphProto, ModelProto
+from onnx import ModelProto
 
 from splitquant.errors import SourceError
 from splitquant.onnx.assembly import Assembly
 from splitquant.onnx.forms.options import TABLES, OnnxForm, checked_embeddings, usual_spec
-from splitquant.onnx.graph.opset import inline_functions, raise_opset
+from splitquant.onnx.graph.fold import fold_weights
+from splitquant.onnx.graph.opset import FIRST_WITH_DEFAULTS, inline_functions, raise_opset
 from splitquant.onnx.graph.scopes import Scope, open_scopes
 from splitquant.onnx.layers import NodeLayer, node_layers
 from splitquant.onnx.measure import OnnxCosts, measure_nodes
-from splitquant.onnx.plan import NodePlan, needed_opset, node_plans
+from splitquant.onnx.plan import NodePlan, needed_opset, node_plans, slow_convolutions
+from splitquant.onnx.raised import check_raised
 from splitquant.onnx.settle import layers_of_wide_scales, suspected_of_wide_scales
 from splitquant.onnx.wire.destination import Destination
 from splitquant.onnx.wire.sink import Sink
@@ -98,21 +100,26 @@ class OnnxJob:
             advance: told the bytes of weights that are done, from any thread.
 
         Raises:
-            SourceError: where there is nothing to convert, or the model cannot be raised to the opset it needs.
+            SourceError: where there is nothing to convert, or the model cannot be raised to the opset it needs, or does not do
+                the same there (which is looked at where onnxruntime is installed).
             TensorError, DestinationError: on an error nothing is written.
         """
         source, budget = self.source, resources.budget(len(self.layers))
+        before = source.copied()
         plans, scopes, note = self._raised(budget)
         notes = [*self.notes, note]
+        if note:
+            notes.append(check_raised(before, source, resources.max_memory_bytes))
         with ExitStack() as stack:
             assembly = Assembly(source, scopes, plans, stack.enter_context(Sink()))
             target = None
             if out_path is not None:
                 if all(plan.form is None for plan in plans):
                     raise SourceError(_nothing_to_do(source.label, plans))
-                target = stack.enter_context(Destination(out_path, source.paths, force=resources.force))
-            assembly.rewire()
-            notes.append(assembly.open(target))
+                target = stack.enter_context(
+                    Destination(out_path, source.paths, force=resources.force, durable=resources.durable)
+                )
+            notes += [assembly.rewire(), assembly.open(target), slow_convolutions(plans)]
             figures = assembly.encode(budget, advance)
             assembly.finish()
             if target is not None:
@@ -120,15 +127,23 @@ class OnnxJob:
             report = Report(assembly.outcomes(figures), notes=tuple(filter(None, notes)))
         return Converted(report, None if target is None else target.path, source.proto if target is None else None)
 
+    def foretold(self, resources: Resources) -> Report:
+        """The report of `apply` as far as it is known before; reads only weights that would get scales of float16."""
+        assembly, notes = self._rewired_copy(resources.budget(len(self.layers)))
+        return Report(assembly.outcomes({}), notes=tuple(filter(None, (*self.notes, *notes))))
+
     def written_bytes(self, budget: MemoryBudget) -> int:
         """The bytes of all files that `convert` would write, exactly."""
+        return self._rewired_copy(budget)[0].written_bytes()
+
+    def _rewired_copy(self, budget: MemoryBudget) -> tuple[Assembly, list[str]]:
+        """The model as it will be, without weights, and notes on it; this one stays as it is."""
         source = self.source.copied()
         scopes = open_scopes(source)
         job = replace(self, source=source, scopes=scopes, layers=node_layers(scopes, self.storage))
-        plans, scopes, _ = job._raised(budget)  # noqa: SLF001 - it is a job of this very class
+        plans, scopes, note = job._raised(budget)  # noqa: SLF001 - it is a job of this very class
         assembly = Assembly(source, scopes, plans, Sink())
-        assembly.rewire()
-        return assembly.written_bytes()
+        return assembly, [note, assembly.rewire(), slow_convolutions(plans)]
 
     def _raised(self, budget: MemoryBudget) -> tuple[list[NodePlan], list[Scope], str]:
         """The model at the opset that its forms need, what becomes of its nodes then, and a note where it was raised."""
@@ -170,7 +185,7 @@ def prepare_model(
     Raises:
         SourceError, SpecError, TensorError: see `splitquant.errors`.
     """
-    form = OnnxForm(**storage)
+    form = OnnxForm(**storage, target=options.target)
     if options.by_size and options.target is None:
         options = replace(options, target=USUAL_TARGET)
     recipe, goal = options.recipe(usual_spec), options.goal()
@@ -180,10 +195,11 @@ def prepare_model(
         checked_embeddings(recipe.embeddings)
     source = Source(model)
     try:
-        notes = [_take_out_of_inputs(source.proto.graph)]
+        notes = [_take_out_of_inputs(source.proto)]
         source.proto, note = inline_functions(source.proto, source.label)
+        notes += [note, fold_weights(source)]
         scopes = open_scopes(source)
-        job = OnnxJob(source, scopes, node_layers(scopes, form), form, Plan(()), (*notes, note))
+        job = OnnxJob(source, scopes, node_layers(scopes, form), form, Plan(()), tuple(notes))
         return _planned(job, options, recipe, goal, resources, advance)
     except BaseException:
         source.files.close()
@@ -268,8 +284,14 @@ def _nothing_to_do(label: str, plans: Sequence[NodePlan]) -> str:
     return f"{label}: holds nothing to convert ({found}), and nothing was written; use the model as it is"
 
 
-def _take_out_of_inputs(graph: GraphProto) -> str:
-    """Old exporters list initializers among the inputs too: they are constants, and no caller gives them."""
+def _take_out_of_inputs(model: ModelProto) -> str:
+    """Before IR version 4 all initializers are among the inputs, and are constants all the same.
+
+    Later versions mean by it that a caller may give another value: see `Assembly.rewire`.
+    """
+    if model.ir_version >= FIRST_WITH_DEFAULTS:
+        return ""
+    graph = model.graph
     constants = {proto.name for proto in graph.initializer}
     listed = [value for value in graph.input if value.name in constants]
     for value in listed:

@@ -9,7 +9,7 @@ from onnx import NodeProto
 
 from splitquant.onnx.dtypes import name_of, table_name
 from splitquant.onnx.forms.options import OnnxForm
-from splitquant.onnx.graph.operands import NoOperand, Operand, OperandKind, operand_of
+from splitquant.onnx.graph.operands import NoOperand, Operand, OperandKind, operands_of
 from splitquant.onnx.graph.scopes import Constant, Scope
 from splitquant.plan.layers import Layer, Role
 
@@ -19,7 +19,9 @@ _ROLES: dict[OperandKind, Role] = {
     "conv": "conv",
     "conv_transpose": "conv",
     "embedding": "embedding",
+    "recurrent": "linear",
 }
+GATES = "what a recurrent layer makes is no sum of what its parts would make: there is nothing to split"
 TABLE = "an embedding is looked up, not multiplied: there is nothing to split"
 
 
@@ -48,22 +50,21 @@ def node_layers(scopes: Sequence[Scope], storage: OnnxForm) -> tuple[NodeLayer, 
     found: list[NodeLayer] = []
     taken: set[str] = set()
     first: dict[tuple[object, ...], str] = {}
-    for scope in scopes:
-        for node in scope.graph.node:
-            operand = operand_of(node, scope)
-            if operand is None:
-                continue
-            label = node.name or node.output[0]
-            name = _free_name(label, taken)
-            if isinstance(operand, NoOperand):
-                layer = Layer(name, "other", "", (), 0, aliases=(label,), kept_because=operand.reason, possible=False)
-                found.append(NodeLayer(scope, node, label, node.op_type, None, layer))
-                continue
-            operand = _as_stored(operand, storage)
-            layer = _layer(name, label, operand, storage)
-            owner = first.setdefault(_shared(scope, operand), name)
-            layer = replace(layer, tied_to=None if owner == name else owner)
-            found.append(NodeLayer(scope, node, label, node.op_type, operand, layer))
+    weights = ((scope, node, one) for scope in scopes for node in scope.graph.node for one in operands_of(node, scope))
+    for scope, node, operand in weights:
+        called = node.name or next(filter(None, node.output))
+        if isinstance(operand, NoOperand):
+            name = _free_name(called, taken)
+            layer = Layer(name, "other", "", (), 0, aliases=(called,), kept_because=operand.reason, possible=False)
+            found.append(NodeLayer(scope, node, called, node.op_type, None, layer))
+            continue
+        label = f"{called}.{operand.name}" if operand.name else called
+        name = _free_name(label, taken)
+        stored = _as_stored(operand, storage)
+        layer = _layer(name, (label, called), stored, storage)
+        owner = first.setdefault(_shared(scope, stored), name)
+        layer = replace(layer, tied_to=None if owner == name else owner)
+        found.append(NodeLayer(scope, node, label, node.op_type, stored, layer))
     return tuple(found)
 
 
@@ -73,7 +74,7 @@ def weight_name(weight: Constant, label: str) -> str:
     return name if name in weight.names else min(weight.names, default=name or label)
 
 
-def _layer(name: str, label: str, operand: Operand, storage: OnnxForm) -> Layer:
+def _layer(name: str, labels: Sequence[str], operand: Operand, storage: OnnxForm) -> Layer:
     weight, kept = operand.weight, ""
     if weight.kinds is None:
         kept = f"the weight is {name_of(weight.tensor.data_type)}; float32, float16 and bfloat16 are split"
@@ -81,6 +82,8 @@ def _layer(name: str, label: str, operand: Operand, storage: OnnxForm) -> Layer:
         kept = "the weight is empty"
     elif operand.kind == "embedding" and storage.format == "float":
         kept = TABLE
+    elif operand.kind == "recurrent" and storage.format == "float":
+        kept = GATES
     return Layer(
         name=name,
         role=_ROLES[operand.kind],
@@ -88,7 +91,7 @@ def _layer(name: str, label: str, operand: Operand, storage: OnnxForm) -> Layer:
         shape=weight.shape,
         nbytes=weight.tensor.nbytes,
         axis=operand.axis,
-        aliases=tuple(dict.fromkeys((label, weight.tensor.name, *sorted(weight.names)))),
+        aliases=tuple(dict.fromkeys((*labels, weight.tensor.name, *sorted(weight.names)))),
         kept_because=kept,
         possible=not kept,
     )
@@ -105,7 +108,7 @@ def _as_stored(operand: Operand, storage: OnnxForm) -> Operand:
 def _shared(scope: Scope, operand: Operand) -> tuple[object, ...]:
     """What nodes of one graph must agree in to read the very same parts."""
     weight = operand.weight
-    kind = operand.kind if operand.kind in ("conv", "conv_transpose", "embedding") else "matmul"
+    kind = operand.kind if operand.kind in ("conv", "conv_transpose", "embedding", "recurrent") else "matmul"
     same = (id(weight.owner), id(weight.tensor), weight.perm, weight.casts)
     return (id(scope), *same, operand.axis, operand.slot, kind)
 

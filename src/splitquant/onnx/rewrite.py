@@ -12,12 +12,12 @@ from typing import Any
 from onnx import NodeProto, TensorProto, helper
 
 from splitquant.onnx.dtypes import DATA_TYPE_OF
-from splitquant.onnx.graph.operands import integer, real
+from splitquant.onnx.graph.operands import MICROSOFT, integer, real
+from splitquant.onnx.graph.words import copy_words
 from splitquant.onnx.integer import integer_terms
 from splitquant.onnx.plan import NodePlan, PartNames
 
 Names = Callable[[str], str]
-MICROSOFT = "com.microsoft"
 _OPTIONAL_BIAS = 11  # the first opset in which a Gemm needs no bias
 _BROADCAST_SUM = 8  # the first in which the terms of a Sum may have different shapes
 
@@ -27,6 +27,31 @@ def branches(plan: NodePlan, parts: Sequence[PartNames], fresh: Names, opset: in
 
     fresh: turns a name into one that the model does not have yet. opset: of the model, for what older ones lack.
     """
+    if plan.found.operand is not None and plan.found.operand.kind == "recurrent":
+        return _recurrent(plan, parts, fresh)
+    nodes = _branches(plan, parts, fresh, opset)
+    copy_words(plan.node, nodes[-1])
+    return nodes
+
+
+def _recurrent(plan: NodePlan, parts: Sequence[PartNames], fresh: Names) -> list[NodeProto]:
+    """A recurrent layer whose weight is the sum of its decoded parts; its other weight may be another plan's."""
+    form, nodes = plan.form, list[NodeProto]()
+    assert form is not None
+    terms = [_dequantized(plan, part, nodes, f"{plan.label}.part{c}", fresh) for c, part in enumerate(parts)]
+    layer = NodeProto()
+    layer.CopyFrom(plan.node)
+    layer.input[form.operand.slot] = _summed(terms, f"{plan.label}.sum", nodes, fresh)
+    return [*nodes, layer]
+
+
+def joined(before: Sequence[NodeProto], after: Sequence[NodeProto], slot: int) -> list[NodeProto]:
+    """What takes the place of a node of which two weights are converted: `before` for the one, `after` for that at `slot`."""
+    after[-1].input[:] = [name if at == slot else before[-1].input[at] for at, name in enumerate(after[-1].input)]
+    return [*before[:-1], *after]
+
+
+def _branches(plan: NodePlan, parts: Sequence[PartNames], fresh: Names, opset: int) -> list[NodeProto]:
     form = plan.form
     assert form is not None
     if form.name == "Gather":

@@ -19,7 +19,7 @@ from splitquant.plan.targets import Target
 _GRANULARITIES = ("channel", "group:128", "group:64", "group:32")
 _BITS = tuple(WIDTHS)
 _MOST_STORED_BITS = 8  # of code and cluster id
-_AXES = ("bits", "clusters", "strategy", "granularity", "layout", "symmetric", "polish")
+_AXES = ("bits", "clusters", "strategy", "granularity", "layout", "symmetric", "polish", "zero_points")
 
 
 def candidates(fixed: Mapping[str, Any]) -> tuple[QuantSpec, ...]:
@@ -63,9 +63,11 @@ def candidates(fixed: Mapping[str, Any]) -> tuple[QuantSpec, ...]:
 def embedding_candidates(fixed: Mapping[str, Any]) -> tuple[QuantSpec, ...]:
     """The pool for token embeddings and output heads: plain grids, which every gather can read.
 
-    Of what is fixed for weights only `symmetric` and `polish` count.
+    Of what is fixed for weights only `symmetric`, `polish` and `zero_points` count.
     """
-    narrowed = {name: _values(fixed[name]) for name in ("symmetric", "polish") if fixed.get(name) is not None}
+    narrowed = {
+        name: _values(fixed[name]) for name in ("symmetric", "polish", "zero_points") if fixed.get(name) is not None
+    }
     return (*_members(_PLAIN, narrowed), *_members(_FITTED, narrowed))
 
 
@@ -104,17 +106,20 @@ _PARALLEL: tuple[_Family, ...] = (  # each cluster is a layer of its own to run
 )
 
 
-def _values(said: Any) -> tuple[Any, ...]:
-    return said if isinstance(said, tuple) else (said,)
+def _values(explicit: Any) -> tuple[Any, ...]:
+    return explicit if isinstance(explicit, tuple) else (explicit,)
 
 
 def _has_strategy(pool: Sequence[QuantSpec], strategy: Any) -> bool:
-    """Whether a strategy that was said is in the pool at all."""
+    """Whether the explicit strategy is in the pool at all."""
     return not isinstance(strategy, str) or any(spec.strategy == strategy for spec in pool)
 
 
 def _free(strategy: Any, narrowed: _Family) -> list[QuantSpec]:
-    """Free levels where they are possible; in clusters, which only cut one row of levels into several, where both are said."""
+    """The specs of free levels that the fixed fields leave.
+
+    In clusters only where strategy and clusters are both explicit: they merely cut one row of levels into several.
+    """
     if facts_of(strategy).free_levels and "clusters" in narrowed:
         return _members({**_FREE, "clusters": narrowed["clusters"]}, narrowed)
     return (
@@ -129,7 +134,7 @@ def _stored_bits(spec: QuantSpec) -> int:
 
 
 def _members(family: _Family, narrowed: _Family) -> list[QuantSpec]:
-    """The possible specs of a family, each axis narrowed to what is said of it, or replaced where they have nothing in common."""
+    """The possible specs of a family, each axis narrowed to its explicit values, or replaced where they have nothing in common."""
     if family["clusters"] == (1,) and 1 not in narrowed.get("clusters", (1,)):
         return []
     axes = {**family, **{name: _common(family.get(name, values), values) for name, values in narrowed.items()}}
@@ -139,10 +144,10 @@ def _members(family: _Family, narrowed: _Family) -> list[QuantSpec]:
             spec = QuantSpec(**dict(zip(axes, values, strict=True)))
         except SpecError:  # these do not go together
             continue
-        if all(holds(spec, name, said) for name, said in narrowed.items()):
+        if all(holds(spec, name, explicit) for name, explicit in narrowed.items()):
             found.append(spec)
     return found
 
 
-def _common(usual: tuple[Any, ...], said: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(value for value in usual if value in said) or said
+def _common(usual: tuple[Any, ...], explicit: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value for value in usual if value in explicit) or explicit

@@ -98,16 +98,19 @@ def _wanted(layer: Layer, recipe: Recipe, known: Collection[str]) -> Decision:
 
 
 def _alike(sharing: list[Decision]) -> list[Decision]:
-    """A weight that several layers share is quantized in all of them, alike, or in none; a table decides for the others."""
-    table = next((d for d in sharing if d.spec is not None and d.layer.role == "embedding"), None)
+    """A weight that several layers share is quantized in all of them, alike, or in none.
+
+    A table decides for the others, else the first of them: a plan file may say something else of each.
+    """
+    decides = next((d for d in sharing if d.spec is not None and d.layer.role == "embedding"), sharing[0])
     found = []
     for decision in sharing:
         other = next((d for d in sharing if d.spec is None or d.layer.axis != decision.layer.axis), None)
-        if decision.spec is None or (other is None and table is None):
+        if decision.spec is None:
             found.append(decision)
-        elif other is None and table is not None:
-            found.append(replace(decision, spec=table.spec))
-        elif other is not None:
+        elif other is None:
+            found.append(replace(decision, spec=decides.spec))
+        else:
             how = "kept" if other.spec is None else "laid out otherwise"
             found.append(kept(decision.layer, f"its weight is that of {other.name!r}, which is {how}"))
     return found

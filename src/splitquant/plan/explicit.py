@@ -21,6 +21,8 @@ def explicit_spec(explicit: Mapping[str, Any], **usual: Any) -> QuantSpec:
     for name, value in explicit.items():
         decided = getattr(spec, name)
         if not holds(spec, name, (value,)):
+            if name == "zero_points":
+                raise SpecError(f"zero_points is {value}, and those of {spec} are {decided}; leave one of them out")
             raise SpecError(
                 f"{name} is {_shown(value)}, and the strategy {spec.strategy} is always {name} {_shown(decided)}; leave one of them out"
             )

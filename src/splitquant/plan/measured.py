@@ -10,6 +10,7 @@ from splitquant.core.arrays import Matrix
 from splitquant.core.error import NO_ERROR, ErrorFigures, figures_of
 from splitquant.core.interface import Memory, new_memory
 from splitquant.core.passes import Sink, Windows, encoded, held, solved
+from splitquant.core.scaling import Scaling
 from splitquant.core.spec import QuantSpec
 from splitquant.plan.layers import Layer
 
@@ -71,9 +72,9 @@ def _errors(x: Matrix, pool: Sequence[QuantSpec | None], scratch: Memory) -> tup
     found: list[ErrorFigures | None] = [None] * len(pool)
     sink = Sink(lambda _, blocks: next(blocks).errors, scratch)
     signal = 0.0
-    for granularity in dict.fromkeys(spec.granularity for spec in pool if spec is not None):
-        matrix = held(Windows.whole(x), granularity)
-        specs = {n: spec for n, spec in enumerate(pool) if spec is not None and spec.granularity == granularity}
+    for scaling in dict.fromkeys(Scaling.of(spec) for spec in pool if spec is not None):
+        matrix = held(Windows.whole(x), scaling)
+        specs = {n: spec for n, spec in enumerate(pool) if spec is not None and Scaling.of(spec) == scaling}
         for (number, spec), grid in zip(specs.items(), solved(matrix, [*specs.values()]), strict=True):
             found[number] = figures = figures_of(x.size, encoded(matrix, spec, grid, sink))
             signal = figures.signal

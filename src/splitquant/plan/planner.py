@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil, fsum
+from math import ceil, fsum, isfinite
 from typing import Any, Protocol
 
 from splitquant.core.error import ErrorFigures
@@ -65,6 +65,8 @@ class Goal:
             raise SpecError("give one of target-bits and target-size")
         if self.bits is not None and not (isinstance(self.bits, (int, float)) and 0 < self.bits < 1e3):
             raise SpecError(f"target-bits is {self.bits!r}; expected stored bits per weight, for instance 4.5")
+        if self.nbytes is not None and not (isinstance(self.nbytes, (int, float)) and isfinite(self.nbytes)):
+            raise SpecError(f"target-size is {self.nbytes!r}; expected bytes, or text such as '800MB'")
 
     def smallest(self, recipe: Recipe) -> Recipe:
         """The recipe that quantizes whatever any candidate could shrink."""
@@ -98,7 +100,10 @@ class Costs(Protocol):
         ...
 
     def beside(self, decision: Decision) -> int:
-        """About the bytes that are said of a layer elsewhere in the output: by sums of these plans are compared, no more."""
+        """About the bytes that a layer adds to the output beside its stored tensors: names, nodes, rows of a report.
+
+        Only for comparing plans; how large an output becomes says `total`.
+        """
         ...
 
     def total(self, plan: Plan) -> int:
@@ -296,6 +301,7 @@ def frontier_of(  # noqa: PLR0913, PLR0917 - what an adapter brings
     pool, for_embeddings = goal.pools(recipe)
     asked: list[tuple[Layer, Pool]] = []
     tables = {decision.layer.owner for decision in base.quantized if decision.layer.role == "embedding"}
+    included = {decision.layer.owner for decision in base.quantized if decision.reason}
     for decision in base.quantized:
         layer = decision.layer
         if layer.tied_to is not None:
@@ -303,7 +309,7 @@ def frontier_of(  # noqa: PLR0913, PLR0917 - what an adapter brings
         specs = for_embeddings if layer.name in tables else pool
         ready = [spec for spec in specs if spec is not None and possible(layer, spec)]
         smaller = tuple(spec for spec in ready if costs.price(layer, spec) < layer.nbytes)
-        may_stay = None in specs and not decision.reason  # what was asked for is not kept
+        may_stay = None in specs and layer.name not in included  # what was asked for is not kept
         asked.append((layer, (*smaller, None) if may_stay or not smaller else smaller))
     if not asked:
         raise SpecError(f"{label}: has no tensor that can be quantized under these options; see why with --dry-run -v")
@@ -312,7 +318,15 @@ def frontier_of(  # noqa: PLR0913, PLR0917 - what an adapter brings
         one.layer.name: _Choice(
             one, tuple(one.layer.nbytes if s is None else costs.price(one.layer, s) for s in one.specs), importance
         )
-        for one, importance in zip(measured, importances(measured, goal.weighting), strict=True)
+        for one, importance in zip(measured, importances(_by_all_names(base, measured), goal.weighting), strict=True)
     }
     curves = tuple(choice.curve([0] * len(choice.nbytes)) for choice in choices.values())
     return Frontier(base, costs, choices, curves)
+
+
+def _by_all_names(base: Plan, measured: Sequence[Measured]) -> list[Measured]:
+    """What was measured, of layers that can be called by the names of those that share their weight too."""
+    names: dict[str, list[str]] = {}
+    for decision in base.quantized:
+        names.setdefault(decision.layer.owner, []).extend(decision.layer.names)
+    return [replace(one, layer=replace(one.layer, aliases=tuple(names[one.layer.name]))) for one in measured]

@@ -40,8 +40,10 @@ def first_match(names: Sequence[str], given: Iterable[str], known: Collection[st
     """
     given = tuple(given)
     exact = next((pattern for pattern in given if pattern in names), None)
+    if exact is not None:  # "" is the name of a model that is itself one layer
+        return exact
     globs = (pattern for pattern in given if pattern not in known)
-    return exact or next((glob for glob in globs if any(fnmatchcase(name, glob) for name in names)), None)
+    return next((glob for glob in globs if any(fnmatchcase(name, glob) for name in names)), None)
 
 
 def refuse_idle_patterns(given: Iterable[str], names: Sequence[str], what: str) -> None:

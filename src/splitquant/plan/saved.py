@@ -62,7 +62,7 @@ def plan_from_dict(
             near = get_close_matches(name, names, 1)
             raise SpecError(
                 f"{file}: names tensor {name!r}, which the model does not have"
-                + (f"; did you mean {near[0]!r}?" if near else "; see its tensors with: splitquant inspect")
+                + (f"; did you mean {near[0]!r}?" if near else "; a report and --dry-run -v list its names")
             )
     wanted = [_wanted(layer, tensors.get(layer.name, "keep"), file, check) for layer in layers]
     return settled(wanted, price, may_grow=True)

@@ -76,13 +76,14 @@ def is_possible(strategy: Strategy, bits: int, clusters: int) -> bool:
 class Target:
     """What a toolchain can store.
 
-    name, what: for the user. grids: per width of a stored code, the granularities, the default first; `group` stands
-        for groups of any size.
-    symmetric: only signed grids centred on zero. codebook: any levels, one table per tensor, codes are indices;
-        else integer layers, with zero in every grid.
-    narrow: its own quantizer's symmetric grids are ours: at 4 bits codes from -7 to 7, absmax / 7 apart. Tools differ here;
-        asymmetric min-max grids of the tools in the table are ours. own: the granularity that this quantizer takes unless
-        told otherwise ("": the default of `grids`).
+    Args:
+        name, what: for the user.
+        grids: per width of a stored code, the granularities, the default first; `group` stands for groups of any size.
+        symmetric: only signed grids centred on zero.
+        codebook: any levels, one table per tensor, codes are indices; else integer layers, with zero in every grid.
+        narrow: whether the target's own quantizer lays symmetric grids as we do: at 4 bits codes from -7 to 7, absmax / 7
+            apart. Asymmetric min-max grids need no such field: all of these tools lay them as we do.
+        own: the granularity that the target's own quantizer takes unless told otherwise ("": the default of `grids`).
     """
 
     name: str
@@ -143,7 +144,7 @@ _TARGETS = (
     Target("linear-sym", "integer layers with a scale", dict.fromkeys(_WIDTHS, _ANY), symmetric=True, narrow=True),
     Target("codebook", "indices into a table of floats", dict.fromkeys(_WIDTHS, _ANY), codebook=True),
     Target("onnxruntime", "ONNX Runtime on a CPU", dict.fromkeys((2, 4, 8), (*_ROWS, *_BLOCKS)), own="group:128"),
-    Target("openvino", "OpenVINO on a CPU", {4: _ANY, 8: _ROWS}, own="group:128"),
+    Target("openvino", "OpenVINO on a CPU", {4: (*_ROWS, *_BLOCKS), 8: _ROWS}, own="group:128"),
     Target("intel-npu", "OpenVINO on an Intel NPU", {4: ("channel", "group:128"), 8: ("channel",)}, symmetric=True),
     Target("coreml", "Core ML palettes", dict.fromkeys((2, 3, 4, 6, 8), ("tensor", "channel")), codebook=True),
     Target("litert", "LiteRT (TensorFlow Lite)", dict.fromkeys((4, 8), (*_ROWS, *_BLOCKS[1:])), symmetric=True),

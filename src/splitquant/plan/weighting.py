@@ -40,7 +40,7 @@ def _numbers(names: Sequence[tuple[str, ...]], numbers: Mapping[str, float]) -> 
         if all(first_match(each, (pattern,), known) is None for each in names):
             raise SpecError(
                 f"the weighting names {pattern!r}, which is none of the {len(names)} tensors to choose for; "
-                "see their names with: splitquant inspect"
+                "a report and --dry-run -v list their names"
             )
     matches = (first_match(each, numbers, known) for each in names)
     found = [1.0 if match is None else float(numbers[match]) for match in matches]

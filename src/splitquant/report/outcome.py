@@ -71,7 +71,7 @@ class Outcome:
         """The JSON form; what only some adapters know is left out where it is empty."""
         data = asdict(replace(self, checksums=dict(self.checksums)))
         data["shape"] = list(self.shape)
-        data["spec"] = None if self.spec is None else self.spec.to_dict()
+        data["spec"] = None if self.spec is None else self.spec.to_stored()
         return {name: value for name, value in data.items() if value or name not in _OF_SOME}
 
     @classmethod
@@ -86,7 +86,7 @@ class Outcome:
             **{
                 **data,
                 "shape": tuple(data["shape"]),
-                "spec": None if spec is None else QuantSpec.from_dict(spec),
+                "spec": None if spec is None else QuantSpec.from_stored(spec),
                 "figures": None if figures is None else ErrorFigures(**figures),
             }
         )
@@ -217,10 +217,9 @@ def outcome_of(
     )
 
 
-def planned_report(plan: Plan, done: Fate = "quantized") -> Report:
-    """A plan in the form of a report: outcomes without figures; `done` is what becomes of what is not kept."""
-    outcomes = (outcome_of(decision) for decision in plan.decisions)
-    return Report(tuple(replace(one, outcome=done) if one.outcome != "kept" else one for one in outcomes))
+def planned_report(plan: Plan) -> Report:
+    """A plan in the form of a report: outcomes without figures."""
+    return Report(tuple(outcome_of(decision) for decision in plan.decisions))
 
 
 def merged_figures(outcomes: Iterable[Outcome]) -> ErrorFigures:

@@ -6,14 +6,18 @@ it was cut. A CRC is a remainder of polynomials over GF(2): crc(A + B) = crc(A) 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
+
 from splitquant.core.arrays import U8
 from splitquant.core.kernels import kernels
+from splitquant.storage.files import SourceFile
 
 _POLYNOMIAL = 0xEDB88320  # of CRC-32, bit-reversed as in zlib
+_READ_BYTES = 4 << 20
 _ONE = 1 << 31  # the polynomial 1 in that order of bits
 
 
@@ -40,6 +44,19 @@ def join(pieces: Iterable[Checksum]) -> Checksum:
         crc = _times(crc, _power_of_x(8 * piece.nbytes)) ^ piece.crc
         nbytes += piece.nbytes
     return Checksum(crc, nbytes)
+
+
+def checksum_of(file: SourceFile, start: int, nbytes: int) -> Checksum:
+    """The checksum of some bytes of a file; SourceError where they cannot be read."""
+    buffer = np.empty(min(_READ_BYTES, nbytes), np.uint8)
+
+    def pieces() -> Iterator[Checksum]:
+        for at in range(0, nbytes, _READ_BYTES):
+            piece = buffer[: min(_READ_BYTES, nbytes - at)]
+            file.read_into(piece, start + at)
+            yield Checksum.of(piece)
+
+    return join(pieces())
 
 
 def _times(a: int, b: int) -> int:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import secrets
+import stat
 import threading
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import numpy as np
 
 from splitquant.core.arrays import U8
 from splitquant.errors import DestinationError, SourceError
@@ -62,7 +66,7 @@ class TargetFile:
     def __init__(self, path: Path, nbytes: int) -> None:
         self.path = path
         try:
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise destination_error(path, error) from error
         # Threads that write one file at once spin on its lock in the kernel, at several times the cost.
@@ -100,6 +104,35 @@ class TargetFile:
         self.close()
 
 
+def read_start(path: Path, most: int) -> bytes:
+    """The first bytes of a file, at most so many; SourceError where it cannot be read."""
+    with SourceFile(path) as file:
+        buffer = np.empty(min(file.nbytes, most), np.uint8)
+        file.read_into(buffer, 0)
+    return buffer.tobytes()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file, complete or not at all; what grows has a name that nobody can foresee, so that no link lies in wait there.
+
+    Raises:
+        DestinationError: where it cannot be written.
+    """
+    growing = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    try:
+        fd = os.open(growing, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+            growing.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                growing.unlink()
+            raise
+    except OSError as error:
+        raise destination_error(path, error) from error
+
+
 def _reserve(fd: int, nbytes: int) -> None:
     """Give a file its size, and the room on the disk where the file system can: a full disk then shows before the work.
 
@@ -115,6 +148,20 @@ def _reserve(fd: int, nbytes: int) -> None:
     os.ftruncate(fd, nbytes)
 
 
+def narrow_permissions(path: Path, like: Path) -> None:
+    """Take from a new file the permissions that the file it was made of does not give: who may not read that may not read this.
+
+    Raises:
+        DestinationError: where they cannot be changed.
+    """
+    try:
+        mode, allowed = (stat.S_IMODE(file.stat().st_mode) for file in (path, like))
+        if mode & ~allowed:
+            path.chmod(mode & allowed)
+    except OSError as error:
+        raise destination_error(path, error) from error
+
+
 def destination_error(path: Path, error: OSError) -> DestinationError:
     """The clear form of a failed write."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -123,4 +170,4 @@ def destination_error(path: Path, error: OSError) -> DestinationError:
         return DestinationError(
             f"{path}: may not be written ({error.strerror}); choose a place you can write to with -o"
         )
-    return DestinationError(f"{path}: cannot be written ({error.strerror or error})")
+    return DestinationError(f"{path}: cannot be written ({error.strerror or error}); choose another place")

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from splitquant.errors import SourceError, SpecError
+from splitquant.storage.memory import MIB
+
+_LONGEST_EDITED = 64 * MIB
 
 
 class _RepeatedKeyError(ValueError):
@@ -22,17 +25,27 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read the JSON object of a model's file; SourceError where it is none."""
-    return _read(path, SourceError, "; download or export it again")
+def read_json(path: Path, most: int = 16 * MIB) -> dict[str, Any]:
+    """Read the JSON object of a model's file; SourceError where it is none, or larger than `most` bytes."""
+    return _read(path, SourceError, "; download or export it again", most)
 
 
 def read_edited_json(path: Path) -> dict[str, Any]:
     """Read a JSON object that somebody wrote or edited; SpecError where it is none, or has a key twice."""
-    return _read(path, SpecError, "", object_pairs_hook=_without_repeats)
+    return _read(path, SpecError, "", _LONGEST_EDITED, object_pairs_hook=_without_repeats)
 
 
-def _read(path: Path, error_type: type[SourceError | SpecError], remedy: str, **options: Any) -> dict[str, Any]:
+def _read(
+    path: Path, error_type: type[SourceError | SpecError], remedy: str, most: int, **options: Any
+) -> dict[str, Any]:
+    try:
+        nbytes = path.stat().st_size
+    except OSError as error:
+        raise error_type(f"{path}: cannot be read ({error.strerror or error})") from error
+    if nbytes > most:  # as Python objects it takes some 25 times as much memory
+        raise error_type(
+            f"{path}: has {nbytes / MIB:.0f} MiB; expected a JSON file of at most {most // MIB} MiB{remedy}"
+        )
     try:
         data = json.loads(path.read_text(encoding="utf-8"), **options)
     except OSError as error:

@@ -38,9 +38,12 @@ class MemoryBudget:
         least = self._reserve_bytes + self.threads * (RESERVE_PER_THREAD + LEAST_PER_THREAD)
         if self.max_memory_bytes < least:
             tables = f" and the tables of {self.tensors:,} tensors" if self.tensors else ""
+            several = self.threads > 1
             raise SpecError(
-                f"max-memory is {self.max_memory_bytes / MIB:.0f} MiB; {self.threads} threads{tables} need at least "
-                f"{least / MIB:.0f} MiB: allow more, or use fewer threads"
+                f"max-memory is {self.max_memory_bytes / MIB:.0f} MiB; {self.threads} thread{'s' * several}{tables} "
+                f"need{'s' * (not several)} at least {-(-least // MIB)} MiB: allow more"
+                + ", or use fewer threads"
+                * several
             )
 
     @property
@@ -62,7 +65,7 @@ class MemoryBudget:
             part = "a row of it" if can_be_cut else "it, since its output channels are not its first axis,"
             raise SpecError(
                 f"{what}: {part} has to be held whole ({least / MIB:.0f} MiB, of {self.thread_bytes / MIB:.0f} MiB that a thread may "
-                "hold); allow more with --max-memory, or use fewer --threads"
+                "hold); allow more with --max-memory" + ", or use fewer threads" * (self.threads > 1)
             )
         if not can_be_cut or rows * row_bytes <= min(self.thread_bytes, WHOLE_BYTES):
             return [(0, rows)]
@@ -86,6 +89,7 @@ class Buffers(threading.local):
         return held[:nbytes]
 
 
-def most_threads(max_memory_bytes: int) -> int:
-    """How many threads a memory bound is enough for; at least 1."""
-    return max(1, (max_memory_bytes - RESERVE_BYTES) // (RESERVE_PER_THREAD + LEAST_PER_THREAD))
+def most_threads(max_memory_bytes: int, tensors: int = 0) -> int:
+    """How many threads a memory bound is enough for, beside the tables of so many tensors; at least 1."""
+    free = max_memory_bytes - RESERVE_BYTES - tensors * RESERVE_PER_TENSOR
+    return max(1, free // (RESERVE_PER_THREAD + LEAST_PER_THREAD))

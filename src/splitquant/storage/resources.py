@@ -21,20 +21,29 @@ class Resources:
         max_memory_bytes: bound on the peak memory of the process.
         threads: how many work at once; 0: one per processor, as far as the memory allows.
         force: whether what is at the destination may be replaced.
+        durable: whether all bytes are on the disk before the output gets its name, so that no power cut empties it.
     """
 
     max_memory_bytes: int = DEFAULT_MAX_MEMORY
     threads: int = 0
     force: bool = False
+    durable: bool = True
 
     @classmethod
-    def of(cls, max_memory: int | str = DEFAULT_MAX_MEMORY, threads: int = 0, *, force: bool = False) -> Resources:
+    def of(
+        cls,
+        max_memory: int | str = DEFAULT_MAX_MEMORY,
+        threads: int = 0,
+        *,
+        force: bool = False,
+        durable: bool = True,
+    ) -> Resources:
         """Resources with a bound on memory in bytes, or as text such as "1GiB"; SpecError where it is no size."""
-        return cls(parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory, threads, force)
+        return cls(parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory, threads, force, durable)
 
     def budget(self, tensors: int = 0) -> MemoryBudget:
         """The checked memory budget for a model of so many tensors; SpecError where the memory is not enough."""
-        threads = self.threads or min(processors(), most_threads(self.max_memory_bytes))
+        threads = self.threads or min(processors(), most_threads(self.max_memory_bytes, tensors))
         return MemoryBudget(self.max_memory_bytes, threads, tensors)
 
 

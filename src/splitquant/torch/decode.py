@@ -52,15 +52,24 @@ def _decode_with_kernels(planes: Planes, spec: QuantSpec, cols: int, dtype: torc
     codes = to_numpy(planes["codes"])
     if len(codes) == 0:
         return torch.empty(0, cols, dtype=dtype)
-    clusters, row_scale = planes.get("clusters"), planes.get("row_scale")
+    clusters = planes.get("clusters")
     return from_numpy(
         kernels().dequantize(
             PackedPlanes.of(spec, cols, codes, None if clusters is None else to_numpy(clusters)),
             levels_from(spec, {name: to_numpy(planes[name]) for name in LEVEL_PLANES if name in planes})[2],
-            None if row_scale is None else RowScales(spec.group_size(cols), unpack_row_scale(to_numpy(row_scale))),
+            _row_scales(planes, spec, cols),
             KIND_OF_TORCH[dtype],
         )
     )
+
+
+def _row_scales(planes: Planes, spec: QuantSpec, cols: int) -> RowScales | None:
+    row_scale, packed = planes.get("row_scale"), planes.get("zero_points")
+    if row_scale is None:
+        return None
+    scale = unpack_row_scale(to_numpy(row_scale))
+    zero = None if packed is None else kernels().unpack(to_numpy(packed), scale.shape[1], spec.bits)
+    return RowScales(spec.group_size(cols), scale, zero=zero, bits=spec.bits)
 
 
 def decode_with_torch(planes: Planes, spec: QuantSpec, cols: int, dtype: torch.dtype) -> torch.Tensor:
@@ -69,16 +78,29 @@ def decode_with_torch(planes: Planes, spec: QuantSpec, cols: int, dtype: torch.d
     if "clusters" in planes:
         index = index + _unpack(planes["clusters"], cols, spec.cluster_bits) * (1 << spec.bits)
     values = _table(planes, spec).reshape(-1)[index]
+    if "zero_points" in planes:
+        zero = unpacked_zero_points(planes, spec).float()
+        values = values - _per_weight(zero * (2.0 ** (1 - spec.bits)), spec, cols)
     if "row_scale" in planes:
-        row_scale = planes["row_scale"].float()
-        values = values * row_scale.repeat_interleave(spec.group_size(cols), dim=1)[:, :cols]
+        values = values * _per_weight(planes["row_scale"].float(), spec, cols)
     return values.to(dtype)
 
 
+def unpacked_zero_points(planes: Planes, spec: QuantSpec) -> torch.Tensor:
+    """The zero_points of rows that have their own, int64 `[rows, groups]`."""
+    return _unpack(planes["zero_points"], planes["row_scale"].shape[1], spec.bits)
+
+
+def _per_weight(numbers: torch.Tensor, spec: QuantSpec, cols: int) -> torch.Tensor:
+    return numbers.repeat_interleave(spec.group_size(cols), dim=1)[:, :cols]
+
+
 def _table(planes: Planes, spec: QuantSpec) -> torch.Tensor:
-    """All levels, as `core.affine.level_table` has them."""
+    """All levels, as `core.affine.level_table` and `own_levels` have them."""
     if "levels" in planes:
         return planes["levels"]
+    if spec.own_zero_points:
+        return torch.arange(1 << spec.bits, dtype=torch.float32, device=planes["codes"].device) * 2.0 ** (1 - spec.bits)
     scale, offset = planes["scale"], planes["offset"]
     code = torch.arange(1 << spec.bits, dtype=torch.float32, device=scale.device)
     table = scale[:, None] * code + offset[:, None]

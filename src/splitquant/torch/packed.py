@@ -21,11 +21,11 @@ from splitquant.core.split import SplitTensor
 from splitquant.errors import TensorError
 from splitquant.format.weight import Weight
 from splitquant.torch.activations import DynamicInt8
-from splitquant.torch.decode import LEVEL_PLANES, decode, decode_rows
+from splitquant.torch.decode import LEVEL_PLANES, decode, decode_rows, unpacked_zero_points
 from splitquant.torch.packing import KIND_OF_TORCH, TORCH_OF_KIND, planes_from, quantize_tensor
 from splitquant.torch.products import can_multiply, linear, numbers_for, say_once
 
-PLANES = ("codes", "clusters", *LEVEL_PLANES, "row_scale")
+PLANES = ("codes", "clusters", *LEVEL_PLANES, "row_scale", "zero_points")
 _TENSOR_NAMES = frozenset(name for name in dir(torch.Tensor) if not name.startswith("_"))
 # The products of layers, and which argument is the input: weight and bias follow its dtype.
 _INPUT_OF_LAYER: dict[Callable[..., Any], int] = {
@@ -47,8 +47,8 @@ _PRODUCTS = frozenset(
 class PackedWeight(nn.Module):
     """A quantized weight, packed in memory and decoded anew wherever it is used (an embedding: only the rows looked up).
 
-    Buffers: `codes`, `clusters` (k > 1), `scale` and `offset` (or `levels`), `row_scale` (not for tensor granularity), as in
-    docs/format.md; a cast of the model leaves their dtypes alone and changes `dtype`, in which the weight shows itself.
+    Buffers: `codes`, `clusters` (k > 1), `scale` and `offset` (or `levels`; neither with `zero_points` of rows' own), `row_scale`
+    (not for tensor granularity), as in docs/format.md; a cast of the model leaves their dtypes alone and changes `dtype`, in which the weight shows itself.
     A state_dict also holds `shape`, int64 `[ndim]`.
     activations: the grid on which a layer's input is put before the product with this weight (None: no grid).
     """
@@ -56,7 +56,7 @@ class PackedWeight(nn.Module):
     activations: DynamicInt8 | None = None
 
     codes: torch.Tensor
-    scale: torch.Tensor  # and offset: not there where levels are free
+    scale: torch.Tensor  # and offset: not there where levels are free, and where rows have zero_points
     offset: torch.Tensor
 
     def __init__(self, planes: dict[str, torch.Tensor], packing: Weight, dtype: torch.dtype | None = None) -> None:
@@ -96,10 +96,18 @@ class PackedWeight(nn.Module):
         return decode(self._planes(), self.packing, self._dtype if dtype is None else dtype)
 
     def zero_point(self) -> torch.Tensor:
-        """The code that means zero, int64 `[k]`; TensorError where the grids need not hold zero (fused, asymmetric; lloyd)."""
+        """The code that means zero, int64 `[k]`, or `[rows, groups]` where every row or group has its own.
+
+        Raises:
+            TensorError: where the grids need not hold zero (fused and asymmetric; lloyd), and for stacked matrices.
+        """
         spec = self.packing.spec
         if not spec.zero_in_grid:
             raise TensorError(f"a {spec} weight has no zero_point: its grids need not hold zero")
+        if spec.own_zero_points:
+            if self.packing.stack:
+                raise TensorError("holds several matrices; ask the planes of each for its zero_points")
+            return unpacked_zero_points(self._planes(), spec)
         if spec.symmetric:
             return torch.full_like(self.scale, spec.width.symmetric_zero, dtype=torch.int64)
         return torch.where(self.scale > 0, -self.offset / self.scale, 0.0).to(torch.int64)
@@ -111,7 +119,11 @@ class PackedWeight(nn.Module):
     def lookup(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of an embedding, `[*ids.shape, cols]`; only these are decoded."""
         flat = ids.reshape(-1).to(self.codes.device)
-        per_row = {name: plane for name, plane in self._planes().items() if name in ("codes", "clusters", "row_scale")}
+        per_row = {
+            name: plane
+            for name, plane in self._planes().items()
+            if name in ("codes", "clusters", "row_scale", "zero_points")
+        }
         rows = {name: plane.index_select(0, flat) for name, plane in per_row.items()}
         return decode_rows({**self._planes(), **rows}, self.packing, self._dtype).reshape(
             *ids.shape, self.packing.geometry.cols

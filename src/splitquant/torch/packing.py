@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from splitquant.core.floats import Kind
+from splitquant.core.kernels import kernels
 from splitquant.core.rows import pack_row_scale
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import SplitTensor, level_planes, quantize_array
@@ -78,4 +79,6 @@ def planes_from(split: SplitTensor) -> dict[str, torch.Tensor]:
     planes.update((str(name), plane) for name, plane in level_planes(split.spec, split).items())
     if split.row_scale is not None:
         planes["row_scale"] = pack_row_scale(split.row_scale, split.row_scale_kind)
+    if split.zero is not None:
+        planes["zero_points"] = kernels().pack(np.ascontiguousarray(split.zero), split.spec.bits)
     return {name: from_numpy(np.ascontiguousarray(plane)) for name, plane in planes.items() if plane is not None}

@@ -74,6 +74,10 @@ def integer_parts(split: SplitTensor, source: torch.Tensor) -> list[PackedWeight
     within float32 rounding.
     """
     spec = replace(split.spec, clusters=1, layout="parallel")
+    if spec.own_zero_points:  # a layer that was not split: it is its one part
+        weight = PackedWeight.from_split(replace(split, spec=spec, figures=None), source.dtype, source.dtype)
+        weight.to(source.device)
+        return [weight]
     packed = []
     for c, codes in enumerate(split.integer_parts()):
         plane: Any = to_matrix(codes, split.axis)

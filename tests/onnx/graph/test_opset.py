@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -22,6 +23,7 @@ from builders.onnx_models import (
 )
 from splitquant import QuantSpec
 from splitquant.errors import SourceError
+from splitquant.onnx.graph.opset import raise_opset
 
 
 def test_opset_is_raised_as_far_as_needed():
@@ -171,3 +173,150 @@ def test_functions_that_expand(tmp_path):
     assert len(sqo.split(_nested(2)).model.graph.node) > 100
     refused_source(written(tmp_path, _nested(8)), "its local functions expand to [0-9]+ nodes")
     refused_source(written(tmp_path, _nested(0)), "call themselves")
+
+
+def _of_images(op_type, opset, **attributes):
+    """A convolution, and then an operator that takes its output and more."""
+    more = {"scales": np.array([1, 1, 2, 3], np.float32)} if "scales" not in attributes else {}
+    nodes = [helper.make_node("Conv", ["x", "W"], ["h"]), helper.make_node(op_type, ["h", *more], ["y"], **attributes)]
+    made = model(
+        nodes, [value("x", [1, 4, 6, 6])], [value("y", list("nchw"))], {"W": heavy((6, 4, 3, 3)), **more}, opset=opset
+    )
+    made.ir_version = 7
+    return made
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        _of_images("Upsample", 7, mode="linear", scales=[1.0, 1.0, 2.0, 3.0]),
+        _of_images("Upsample", 7, mode="nearest", scales=[1.0, 1.0, 2.0, 3.0]),
+        _of_images("Upsample", 9, mode="linear"),
+        _of_images("Upsample", 9, mode="nearest"),
+        _of_images("Resize", 10, mode="linear"),
+        _of_images("Resize", 10, mode="nearest"),
+    ],
+    ids=["upsample-7-linear", "upsample-7", "upsample-9-linear", "upsample-9", "resize-10-linear", "resize-10"],
+)
+def test_resizing_means_the_same_in_a_later_opset(made):
+    """Pixels were counted from the corner before opset 11, and still are."""
+    for bits in (4, 2):
+        raised, note = raise_opset(_copy(made), 21 if bits == 4 else 25, "model")
+        assert note
+        near(made, _Held(raised), {"x": heavy((1, 4, 6, 6), 1)}, least=90)
+
+
+def test_group_norms_of_opset_18_mean_the_same():
+    """A scale and a bias for each group become those of its channels, with open shapes and inside a branch."""
+    more = {"s": heavy((3,), 1) + 1, "b": heavy((3,), 2)}
+    norm = helper.make_node("GroupNormalization", ["h", "s", "b"], ["y"], num_groups=3)
+    conv = helper.make_node("Conv", ["x", "W"], ["h"])
+    inputs, outputs = [value("x", ["b", 4, "h", "w"])], [value("y", list("nchw"))]
+    made = model([conv, norm], inputs, outputs, {"W": heavy((6, 4, 3, 3)), **more}, opset=18)
+    feeds = {"x": heavy((2, 4, 6, 5), 3)}
+    near(made, _Held(raise_opset(_copy(made), 21, "model")[0]), feeds, least=90)
+    near(made, sqo.quantize(made, include=["W"]), feeds, least=15)
+
+
+class _Held:
+    """A model where a conversion is expected."""
+
+    def __init__(self, proto):
+        self.model = proto
+
+
+def _copy(proto):
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    return made
+
+
+@pytest.mark.parametrize("form", ["qdq", "matmulnbits"])
+def test_what_a_model_says_of_itself_survives(form):
+    """Comments, metadata, producer and annotations of ranges, whether the opset is raised or not."""
+    made = matmul(opset=13)
+    made.producer_name, made.producer_version, made.model_version = "a tool", "3", 7
+    made.domain = "org.example"
+    for one in (made, made.graph, made.graph.node[0], made.graph.input[0], made.graph.output[0]):
+        one.doc_string = "said"
+        one.metadata_props.add(key="k", value="v")
+    made.graph.quantization_annotation.add(tensor_name="x").quant_parameter_tensor_names.add(
+        key="SCALE_TENSOR", value="s"
+    )
+    made.graph.quantization_annotation.add(tensor_name="W").quant_parameter_tensor_names.add(
+        key="SCALE_TENSOR", value="s"
+    )
+    made.graph.initializer.append(numpy_helper.from_array(np.float32(2), "s"))
+    done = sqo.quantize(made, format=form).model
+    assert (done.producer_name, done.producer_version, done.model_version, done.domain) == (
+        "a tool",
+        "3",
+        7,
+        "org.example",
+    )
+    for one in (done, done.graph, done.graph.node[-1], done.graph.input[0], done.graph.output[0]):
+        assert one.doc_string == "said"
+        assert [(entry.key, entry.value) for entry in one.metadata_props] == [("k", "v")]
+    assert [one.tensor_name for one in done.graph.quantization_annotation] == ["x"]
+
+
+def test_what_nobody_raises_rightly_is_refused():
+    """Scan over a batch, the mask of a Dropout, the nearest pixel by scales that come from elsewhere: each by its name."""
+    conv = helper.make_node("Conv", ["x", "W"], ["h"])
+    inputs, outputs, weights = [value("x", [1, 4, 6, 6])], [value("y", list("nchw"))], {"W": heavy((6, 4, 3, 3))}
+    drop = helper.make_node("Dropout", ["h"], ["z", "y"], name="drop")
+    with pytest.raises(SourceError, match=r"node 'drop' .Dropout. returns its mask"):
+        sqo.quantize(model([conv, drop], inputs, outputs, weights, opset=10))
+    resize = helper.make_node("Resize", ["h", "s"], ["y"], name="re", mode="nearest")
+    with pytest.raises(SourceError, match=r"node 're' .Resize. takes the nearest pixel"):
+        sqo.quantize(model([conv, resize], [*inputs, value("s", [4])], outputs, weights, opset=10))
+    state = helper.make_graph(
+        [helper.make_node("MatMul", ["a", "W"], ["b"])], "body", [value("a", [1, 64])], [value("b", [1, 48])]
+    )
+    scan = helper.make_node("Scan", ["", "x"], ["y"], name="over", body=state, num_scan_inputs=1)
+    made = model([scan], [value("x", [1, 5, 1, 64])], [value("y", list("nchw"))], {"W": heavy((64, 48))}, opset=8)
+    with pytest.raises(SourceError, match=r"node 'over' .Scan. goes over a batch"):
+        sqo.quantize(made)
+
+
+def test_hardmax_means_the_same_in_a_later_opset():
+    """Before opset 13 one number of all axes from its own on is 1."""
+    nodes = [helper.make_node("Conv", ["x", "W"], ["h"]), helper.make_node("Hardmax", ["h"], ["y"], name="most")]
+    made = model(nodes, [value("x", [2, 4, 6, 6])], [value("y", list("nchw"))], {"W": heavy((6, 4, 3, 3))}, opset=11)
+    near(made, _Held(raise_opset(_copy(made), 21, "model")[0]), {"x": heavy((2, 4, 6, 6), 3)}, least=90)
+
+
+def _region(opset):
+    """A convolution before a RoiAlign, of whose version 22 ONNX Runtime has no kernel."""
+    nodes = [
+        helper.make_node("Conv", ["x", "W"], ["h"]),
+        helper.make_node("RoiAlign", ["h", "rois", "batch"], ["y"], name="regions", output_height=2, output_width=2),
+    ]
+    more = {"W": heavy((6, 4, 3, 3)), "rois": np.array([[0, 0, 3, 3]], np.float32), "batch": np.zeros(1, np.int64)}
+    return model(nodes, [value("x", [1, 4, 6, 6])], [value("y", [1, 6, 2, 2])], more, opset=opset)
+
+
+def test_operators_whose_new_version_the_runtime_lacks_are_refused():
+    """INT2 asks for opset 25, where RoiAlign has a version that does not load; INT4 asks for 21 and is fine."""
+    made = _region(16)
+    near(made, sqo.quantize(made), {"x": heavy((1, 4, 6, 6), 3)})
+    with pytest.raises(SourceError, match=r"has to be raised to 25.*does not load it.*RoiAlign"):
+        sqo.quantize(made, spec=QuantSpec(bits=2, layout="parallel"))
+
+
+def test_a_raised_model_that_does_something_else_names_the_operator(monkeypatch):
+    """Without the repair the first node that differs is found by running both."""
+    made = _of_images("Resize", 10, mode="linear")
+    monkeypatch.setattr("splitquant.onnx.graph.opset.mend_meanings", lambda *_: None)
+    with pytest.raises(SourceError, match=r"opset 10 has to be raised to 21.*Resize .node 'y'. does not do the same"):
+        sqo.quantize(made)
+
+
+def test_a_source_that_does_not_run_is_raised_with_a_note():
+    """Nothing can be compared with a model of an operator that nobody has."""
+    made = matmul(opset=13)
+    made.graph.node[0].output[0] = "h"
+    made.graph.node.append(helper.make_node("Own", ["h"], ["y"], domain="org.example"))
+    made.opset_import.append(helper.make_opsetid("org.example", 1))
+    assert any("does not run in ONNX Runtime" in note for note in sqo.quantize(made).report.notes)
+    assert not any("ONNX Runtime" in note for note in sqo.quantize(matmul(opset=13)).report.notes)

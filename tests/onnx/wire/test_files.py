@@ -238,3 +238,16 @@ def test_text_that_is_not_utf8(tmp_path):
     path.write_bytes(proto.SerializeToString().replace(b"caf_", b"caf\xe9"))
     sqo.quantize(path, out)
     assert b"caf\xe9" in out.read_bytes()
+
+
+def test_external_data_by_way_of_another_folder(tmp_path):
+    """`sub/../weights.bin` is beside the model, by its text, whatever `sub` is."""
+    onnx.save(matmul(), tmp_path / "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    straight = sqo.quantize(tmp_path / "m.onnx", tmp_path / "a.onnx").report
+    made = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    for proto in made.graph.initializer:
+        proto.external_data[0].value = "sub/../weights.bin"
+    (tmp_path / "m.onnx").write_bytes(made.SerializeToString())
+    assert sqo.quantize(tmp_path / "m.onnx", tmp_path / "b.onnx").report == straight
+    sizes = [(tmp_path / name).stat().st_size for name in ("a.onnx.data", "b.onnx.data")]
+    assert sizes[0] == sizes[1]

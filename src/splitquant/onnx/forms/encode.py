@@ -23,6 +23,7 @@ from splitquant.core.interface import Parts, Planes, plane_width
 from splitquant.core.kernels import kernels
 from splitquant.core.passes import Encoded, Sink, Windows, encoded, scaled, solved
 from splitquant.core.rows import RowScales, to_matrix
+from splitquant.core.scaling import Scaling
 from splitquant.errors import TensorError
 from splitquant.onnx.dtypes import converted, numpy_of
 from splitquant.onnx.forms.form import Form
@@ -52,13 +53,13 @@ def encode_weight(form: Form, places: Sequence[PartPlaces], budget: MemoryBudget
 
     Raises TensorError for NaN, infinity. The scales of a form of float16 fit it, see `fits_half`.
     """
-    matrix = scaled(_windows(form, budget), form.spec.granularity)
+    matrix = scaled(_windows(form, budget), Scaling.of(form.spec))
     (grid,) = solved(matrix, [form.spec])
     matrix = replace(matrix, scales=_within_half(matrix.scales, grid, form))
     writer = _Writer(form, grid, places, _residual(form, matrix))
     sink = Sink(writer.write, _SCRATCH.get, _rows_of_chunk(form))
     errors = [error for window in encoded(matrix, form.spec, grid, sink) for error in window]
-    writer.write_scales(None if matrix.scales is None else matrix.scales.scale)
+    writer.write_scales(matrix.scales)
     weights = math.prod(form.shape)
     if form.name == "float":
         return ErrorFigures(weights, figures_of(weights, errors).signal, 0.0, 0.0)
@@ -67,7 +68,7 @@ def encode_weight(form: Form, places: Sequence[PartPlaces], budget: MemoryBudget
 
 def fits_half(form: Form, budget: MemoryBudget) -> bool:
     """Whether float16 holds the scales of a weight, those of some rows raised where they are too small."""
-    matrix = scaled(_windows(form, budget), form.spec.granularity)
+    matrix = scaled(_windows(form, budget), Scaling.of(form.spec))
     (grid,) = solved(matrix, [form.spec])
     rows = _within_half(matrix.scales, grid, form)
     scales = None if rows is None else rows.scale
@@ -78,7 +79,9 @@ def _residual(form: Form, matrix: Windows) -> Residual | None:
     """How float parts are rounded where they are residual."""
     if form.name != "float" or not form.spec.facts.additive:
         return None
-    return Residual.surveyed(form.spec, form.kind, partial(map, matrix.load, matrix.ranges), full_range=form.full_range)
+    return Residual.with_ranges(
+        form.spec, form.kind, partial(map, matrix.load, matrix.ranges), full_range=form.full_range
+    )
 
 
 def _windows(form: Form, budget: MemoryBudget) -> Windows:
@@ -162,7 +165,7 @@ class _Writer:
             self._gathered = [np.empty((self._before, width), np.uint8) for _ in self._places]
         errors = []
         for block in blocks:
-            parts = self._float_parts(block) if self._form.name == "float" else self._code_parts(block.planes)
+            parts = self._float_parts(block) if self._form.name == "float" else self._code_parts(block)
             for c, lines in enumerate(parts):
                 self._put(c, block.rows.start, block.rows.start - window.start, lines)
             errors.append(block.errors)
@@ -184,11 +187,14 @@ class _Writer:
         for c in range(self._form.parts):
             yield np.where(cluster == c, values, zero).view(np.uint8)
 
-    def _code_parts(self, planes: Planes) -> U8:
+    def _code_parts(self, block: Encoded) -> U8:
         """The codes of every part, packed as they are stored; zero behind the columns that there are."""
-        form, cols = self._form, planes.cols
+        form, planes = self._form, block.planes
+        cols = planes.cols
         if form.name == "MatMulNBits":
             cols = form.blocks * form.block
+            if cols > planes.cols and block.scales is not None and block.scales.zero is not None:
+                planes = _continued(planes, cols, block.scales.zero[:, -1:])
         elif self._before > 1 or cols * form.stored_bits % 8:
             codes = self._in_order(kernels().unpack(planes.codes, cols, planes.bits))
             clusters = None
@@ -243,25 +249,28 @@ class _Writer:
         bits = 8 * numpy_of(form.kind).itemsize if form.name == "float" else form.stored_bits
         return channels * self._after * bits // 8 if self._before > 1 else channels * form.cols * bits // 8
 
-    def write_scales(self, row_scales: F32 | None) -> None:
+    def write_scales(self, rows: RowScales | None) -> None:
         """Write the scales and zero_points of all parts."""
         form = self._form
         if form.name == "float":
             return
+        row_scales = None if rows is None else rows.scale
+        own = None if rows is None else rows.zero
         for c, place in enumerate(self._places):
             assert place.scale is not None
             scale = _scales_of(form, self._grid, c, row_scales)
             place.scale.put(_bytes(_as_scale_type(scale, form)), 0, 0)
             if place.zero_point is not None:
                 count = scale.size
+                zeros = np.array(self._zero[c], np.uint8) if own is None else own
                 if form.name == "Integer":
-                    place.zero_point.put(np.full((1, 1), self._zero[c], np.uint8), 0, 0)
+                    place.zero_point.put(zeros.reshape(1, 1), 0, 0)
                 elif form.name == "MatMulNBits":
-                    zeros = np.full((form.rows, form.blocks), self._zero[c], np.uint8)
+                    zeros = np.broadcast_to(zeros, (form.rows, form.blocks))
                     place.zero_point.put(_packed(zeros, form.stored_bits).reshape(1, -1), 0, 0)
                 else:
-                    flat = np.full((1, count), self._zero[c], np.uint8)
-                    place.zero_point.put(_packed(flat, form.stored_bits), 0, 0)
+                    flat = np.broadcast_to(_in_axes(zeros, form).reshape(1, -1), (1, count))
+                    place.zero_point.put(_packed(np.ascontiguousarray(flat), form.stored_bits), 0, 0)
 
 
 def _scales_of(form: Form, grid: Grid, part: int, row_scales: F32 | None) -> F32:
@@ -272,16 +281,26 @@ def _scales_of(form: Form, grid: Grid, part: int, row_scales: F32 | None) -> F32
         return np.ascontiguousarray(np.broadcast_to(rows * scale, (form.rows, form.blocks)))
     if row_scales is None:
         return np.array(scale, np.float32).reshape(1)
-    scales: F32 = row_scales * scale
-    if form.blocked and form.operand.axis > (form.operand.reduction or 0):
-        return np.ascontiguousarray(scales.T)
-    return scales
+    return _in_axes(row_scales * scale, form)
+
+
+def _in_axes(numbers: NDArray[Any], form: Form) -> NDArray[Any]:
+    """Numbers `[rows, groups]` in the axes of the weight."""
+    turned = form.blocked and form.operand.axis > (form.operand.reduction or 0) and numbers.ndim == 2
+    return np.ascontiguousarray(numbers.T) if turned else numbers
+
+
+def _continued(planes: Planes, cols: int, zero: U8) -> Planes:
+    """Plain codes with so many columns, those behind the last being the zero_point `[rows, 1]` of its row's last group."""
+    codes = np.broadcast_to(zero, (len(planes.codes), cols)).copy()
+    codes[:, : planes.cols] = kernels().unpack(planes.codes, planes.cols, planes.bits)
+    return Planes(codes, 8, None, 0, cols)
 
 
 def _zero_points(form: Form, grid: Grid) -> list[int]:
     if form.spec.symmetric:
         return [form.spec.width.symmetric_zero] * form.parts
-    if form.name == "float":
+    if form.name == "float" or form.spec.own_zero_points:
         return [0] * form.parts
     pairs = zip(grid.offset.tolist(), grid.scale.tolist(), strict=True)
     return [0 if scale == 0.0 else round(-offset / scale) for offset, scale in pairs]

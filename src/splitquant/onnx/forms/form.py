@@ -11,7 +11,7 @@ from onnx import TensorProto
 from splitquant.core.floats import Kind
 from splitquant.core.spec import QuantSpec
 from splitquant.onnx.dtypes import DATA_TYPE_OF, nbytes_of
-from splitquant.onnx.forms.options import BLOCK_SIZE, INT8_ACTIVATIONS, OnnxForm
+from splitquant.onnx.forms.options import BLOCK_SIZE, FLOAT_ACTIVATIONS, INT8_ACTIVATIONS, OnnxForm
 from splitquant.onnx.graph.operands import Operand
 
 FormName = Literal["float", "QDQ", "Integer", "MatMulNBits", "Gather"]
@@ -149,7 +149,7 @@ class Form:
         return self.parts * sum(piece.nbytes for piece in self.pieces)
 
 
-def form_of(  # noqa: C901 - a flat list of what ONNX and its runtimes cannot do
+def form_of(
     operand: Operand, kind: Kind, spec: QuantSpec, storage: OnnxForm, *, wide: bool = False
 ) -> tuple[Form | None, str]:
     """The form in which a weight is stored, and a remark where it is not the plain one asked for.
@@ -166,26 +166,26 @@ def form_of(  # noqa: C901 - a flat list of what ONNX and its runtimes cannot do
     """
     if operand.kind == "embedding":
         return _embedding(operand, kind, spec)
-    remark = ""
-    if spec.granularity.kind == "group" and (operand.reduction is None or len(operand.weight.shape) != 2):
-        spec = replace(spec, granularity="channel")
-        remark = "groups need a 2-D weight: one scale per channel"
+    spec, remark = _as_possible(operand, spec, storage)
     if storage.format == "float":
         return Form("float", operand, spec, kind, 0, 0, TensorProto.UNDEFINED, full_range=storage.full_range), remark
-    stored_bits = next(bits for bits in (2, 4, 8) if spec.bits <= bits)
+    stored_bits = _stored_bits(spec)
     if storage.format == "matmulnbits":
         why_not = _not_nbits(operand, kind)
         if not why_not and wide:
             return None, "its scales are too small for float16, and MatMulNBits takes no others here"
         if not why_not:
             group = spec.granularity
-            level = INT8_ACTIVATIONS if storage.accuracy_level is None else storage.accuracy_level
+            level, said = _level(kind, storage)
+            remark = "; ".join(filter(None, (remark, said)))
             block = group.size if group.kind == "group" else _block(operand, storage.block_size or BLOCK_SIZE)
             return Form("MatMulNBits", operand, spec, kind, stored_bits, block, DATA_TYPE_OF[kind], level), remark
         remark = "; ".join(filter(None, (remark, why_not)))
     if storage.activations == "int8-tensor":
         why_not = _not_integer(operand)
         if not why_not:
+            # Integer products take one zero_point for all channels.
+            spec = replace(spec, zero_points="shared")
             return Form("Integer", operand, spec, kind, stored_bits, 0, TensorProto.FLOAT), remark
         remark = "; ".join(filter(None, (remark, f"float activations, since {why_not}")))
     if stored_bits == 2 and operand.axis > 0 and math.prod(operand.weight.shape[operand.axis :]) % 4:
@@ -201,8 +201,26 @@ def form_of(  # noqa: C901 - a flat list of what ONNX and its runtimes cannot do
     return Form("QDQ", operand, spec, kind, stored_bits, 0, scale_type), remark
 
 
+def _level(kind: Kind, storage: OnnxForm) -> tuple[int, str]:
+    """The accuracy_level of MatMulNBits, and a remark where it is the one of INT8 activations for a float16 weight.
+
+    ONNX Runtime 1.32 computes zeros then where a session optimises less than it does by default.
+    """
+    asked = storage.accuracy_level
+    if asked is None and storage.activations is not None:
+        asked = INT8_ACTIVATIONS
+    if kind != "fp16":
+        return INT8_ACTIVATIONS if asked is None else asked, ""
+    if asked != INT8_ACTIVATIONS:
+        return FLOAT_ACTIVATIONS if asked is None else asked, ""
+    return (
+        asked,
+        "with float16 the INT8 activations of ONNX Runtime are wrong unless all graph optimisations are enabled",
+    )
+
+
 def _embedding(operand: Operand, kind: Kind, spec: QuantSpec) -> tuple[Form, str]:
-    stored_bits = next(bits for bits in (2, 4, 8) if spec.bits <= bits)
+    stored_bits = _stored_bits(spec)
     if stored_bits == 8:
         return Form("Gather", operand, spec, kind, 8, 0, TensorProto.FLOAT), ""
     # Gather takes no types below 8 bits, so that the table is dequantized first; runtimes that cannot fuse the two do so
@@ -210,9 +228,40 @@ def _embedding(operand: Operand, kind: Kind, spec: QuantSpec) -> tuple[Form, str
     return Form("QDQ", operand, spec, kind, stored_bits, 0, TensorProto.FLOAT), "DequantizeLinear before Gather"
 
 
+def _stored_bits(spec: QuantSpec) -> int:
+    return next(bits for bits in (2, 4, 8) if spec.bits <= bits)
+
+
+def _as_possible(operand: Operand, spec: QuantSpec, storage: OnnxForm) -> tuple[QuantSpec, str]:
+    """The spec that a weight can have, and why it is another one than was asked for ("": it is that)."""
+    plain = spec.clusters == 1 and not spec.symmetric and _stored_bits(spec) == 4
+    if spec.granularity.kind == "group":
+        if operand.reduction is None or len(operand.weight.shape) != 2:
+            spec, said = replace(spec, granularity="channel"), "groups need a 2-D weight: one scale per channel"
+        elif storage.reads_whole_groups_alone and _is_cut(operand, spec):
+            why = f"{storage.target} takes no groups of {spec.granularity.size} in rows of another multiple"
+            spec, said = replace(spec, granularity="channel"), f"{why}: one scale per channel"
+        else:
+            said = ""
+    else:
+        said = ""
+    if plain and operand.kind == "conv" and storage.fails_on_one_zero_point:
+        more = "symmetric, since OpenVINO fails on one zero point for all channels"
+        spec, said = replace(spec, symmetric=True), "; ".join(filter(None, (said, more)))
+    return spec, said
+
+
+def _is_cut(operand: Operand, spec: QuantSpec) -> bool:
+    """Whether the last group of a row has fewer weights than the others."""
+    assert operand.reduction is not None
+    return bool(operand.weight.shape[operand.reduction] % spec.granularity.size)
+
+
 def _not_integer(operand: Operand) -> str:
     if operand.kind == "conv_transpose":
         return "ONNX has no integer ConvTranspose"
+    if operand.kind == "recurrent":
+        return "ONNX has no integer recurrent layers"
     return "" if operand.slot == 1 else "the weight is the first input"
 
 

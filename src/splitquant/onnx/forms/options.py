@@ -6,20 +6,23 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from splitquant.core.spec import QuantSpec
-from splitquant.core.strategies import facts_of
+from splitquant.core.strategies import Layout, facts_of
 from splitquant.errors import SpecError
 from splitquant.plan.explicit import explicit_spec
 from splitquant.plan.layers import Layer
-from splitquant.plan.targets import spec_for
+from splitquant.plan.targets import spec_for, target_of
 
 Format = Literal["float", "qdq", "matmulnbits"]
 FORMATS = ("qdq", "matmulnbits")
 Activations = Literal["int8-tensor", "int8-token-sym"]
 _FORMAT_OF: dict[str, str] = {"int8-tensor": "qdq", "int8-token-sym": "matmulnbits"}
 
-INT8_ACTIVATIONS = 4  # of the accuracy levels of MatMulNBits
+INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 1  # of the accuracy levels of MatMulNBits
 
 BLOCK_SIZE = 128
+_OF_OPENVINO = ("openvino", "intel-npu")
+_READ_ALL = (None, "linear-asym", "linear-sym", "onnxruntime", *_OF_OPENVINO)
+"""Targets whose tools read ONNX Runtime's MatMulNBits, and products of integers with a grid laid in every run."""
 
 TABLES = {"symmetric": True}
 """What embeddings are always; see `checked_embeddings`."""
@@ -31,10 +34,7 @@ def usual_spec(**fixed: Any) -> QuantSpec:
     Codes of 5 to 7 bits are stored as INT8 (`Form.stored_bits`), so there two parts would be no gain, and one is made.
     """
     if "strategy" in fixed or "layout" in fixed:
-        layout = (
-            "fused" if facts_of(fixed.get("strategy")).free_levels else "parallel"
-        )  # whoever stores it says why it cannot be
-        return explicit_spec(fixed, layout=layout)
+        return explicit_spec(fixed, layout=_layout_for(fixed.get("strategy")))
     if fixed.get("bits") in (5, 6, 7):
         fixed = {"clusters": 1, **fixed}
     return spec_for("linear-asym", **fixed)
@@ -44,10 +44,12 @@ def split_spec(target: str | None, **fixed: Any) -> QuantSpec:
     """The spec of a split whose float parts another tool quantizes: the target's, or that of the fixed fields."""
     if target is not None:
         return spec_for(target, refit=True, **fixed)
-    layout = (
-        "fused" if facts_of(fixed.get("strategy")).free_levels else "parallel"
-    )  # whoever splits says why there are no such parts
-    return explicit_spec({"polish": False, **fixed}, layout=layout)
+    return explicit_spec({"polish": False, **fixed}, layout=_layout_for(fixed.get("strategy")))
+
+
+def _layout_for(strategy: object) -> Layout:
+    """Integer layers; of free levels, which have no other layout, `fused`: `OnnxForm.checked` says why those cannot be stored."""
+    return "fused" if facts_of(strategy).free_levels else "parallel"
 
 
 DEFAULT_SPEC = usual_spec()
@@ -65,7 +67,8 @@ class OnnxForm:
         format: `float` (split only), `qdq` (DequantizeLinear in standard operators), `matmulnbits` (ONNX Runtime's operator
             for MatMul and Gemm, QDQ for the rest).
         block_size: of MatMulNBits, for granularity tensor and channel; None: `BLOCK_SIZE`.
-        accuracy_level: of MatMulNBits (4: int8 activations, the fast kernels; 1: float32 activations); None: 4.
+        accuracy_level: of MatMulNBits (4: int8 activations, the fast kernels; 1: float activations); None: 4, and 1 for
+            weights of float16, see `form.form_of`.
         full_range: of residual float parts with symmetric grids: the quantizer to come uses all codes (a step of absmax / 8
             at 4 bits, with a signed scale), not the narrow range (absmax / 7).
         activations: what is multiplied with the weights; None: floats (and in MatMulNBits what `accuracy_level` says).
@@ -75,8 +78,10 @@ class OnnxForm:
             | `int8-tensor`    | qdq         | DynamicQuantizeLinear, then MatMulInteger or ConvInteger: standard operators |
             | `int8-token-sym` | matmulnbits | MatMulNBits with accuracy_level 4: a grid per block_size values of a row     |
 
+        target: what is to run the model, a name of `plan.targets.TARGETS`; None: whatever reads ONNX.
+
     Raises:
-        SpecError: for what ONNX cannot say.
+        SpecError: for what ONNX cannot say, or the target cannot run.
     """
 
     format: Format = "qdq"
@@ -84,6 +89,20 @@ class OnnxForm:
     accuracy_level: int | None = None
     full_range: bool = False
     activations: Activations | None = None
+    target: str | None = None
+
+    @property
+    def reads_whole_groups_alone(self) -> bool:
+        """Whether the target refuses weights whose rows do not end with a group."""
+        return self.target in _OF_OPENVINO
+
+    @property
+    def fails_on_one_zero_point(self) -> bool:
+        """Whether the target fails on a convolution of 4 bits all of whose channels have one zero point, behind a Mul or Div.
+
+        OpenVINO 2026.4 then fuses the factor into a weight of another shape.
+        """
+        return self.target in _OF_OPENVINO
 
     def __post_init__(self) -> None:
         if self.format not in ("float", *FORMATS):
@@ -98,6 +117,11 @@ class OnnxForm:
             raise SpecError(
                 f"{said} in the format {self.format}; they are of matmulnbits (--format matmulnbits): leave them out, or "
                 "set a granularity"
+            )
+        if self.target not in _READ_ALL and (self.format == "matmulnbits" or self.activations is not None):
+            given_ = self.activations and f"activations {self.activations}"
+            raise target_of(str(self.target)).refusal(
+                given_ or "MatMulNBits", "the format qdq (--format qdq) with float activations in ONNX models"
             )
         if self.activations is None:
             return

@@ -30,10 +30,10 @@ class Residual:
     ranges: tuple[Range, ...] = ()
 
     @classmethod
-    def surveyed(
+    def with_ranges(
         cls, spec: QuantSpec, kind: Kind, windows: Callable[[], Iterable[Matrix]], *, full_range: bool
     ) -> Residual:
-        """With the ranges of all windows; those of each part but the last take a pass of their own."""
+        """With the ranges of each part but the last over all windows, which take a pass each."""
         found = cls(spec, kind, full_range)
         for _ in range(spec.clusters - 1 if spec.granularity.kind == "tensor" else 0):
             lows, highs = [np.zeros((1, 1))], [np.zeros((1, 1))]

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from onnx import NodeProto
 
 from splitquant.errors import SourceError
+from splitquant.onnx.dtypes import LOW_BIT
 from splitquant.onnx.graph.scopes import STANDARD, Constant, Scope
 
+MICROSOFT = "com.microsoft"
 _LEAST_INPUTS = 2
+_QUANTIZED = "the weight is quantized already; use the float model it was made from"
+_OF_CODES = frozenset(
+    {
+        *("MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv"),
+        *("MatMulNBits", "MatMulBnb4", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"),
+        *("GatherBlockQuantized", "QAttention", "QGemm", "QMoE", "QEmbedLayerNormalization"),
+    }
+)
+"""Operators whose weights are integers: those of ONNX, then those of ONNX Runtime."""
 
-OperandKind = Literal["matmul", "gemm", "conv", "conv_transpose", "embedding"]
+OperandKind = Literal["matmul", "gemm", "conv", "conv_transpose", "embedding", "recurrent"]
+RECURRENT: Mapping[str, tuple[tuple[int, str], ...]] = dict.fromkeys(("LSTM", "GRU", "RNN"), ((1, "W"), (2, "R")))
+WEIGHT_SLOTS: Mapping[str, tuple[int, ...]] = {
+    "MatMul": (0, 1),
+    **dict.fromkeys(("Gemm", "Conv", "ConvTranspose"), (1,)),
+    "Gather": (0,),
+    **{op_type: tuple(slot for slot, _ in slots) for op_type, slots in RECURRENT.items()},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +44,7 @@ class Operand:
         weight: the constant.
         axis: its output-channel axis.
         reduction: the axis that is summed over, for group granularity (None: there is no single one).
+    name: which of its weights it is, where the node has several.
     """
 
     kind: OperandKind
@@ -33,6 +52,7 @@ class Operand:
     weight: Constant
     axis: int
     reduction: int | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +65,25 @@ class NoOperand:
 Found = Operand | NoOperand | None
 
 
-def operand_of(node: NodeProto, scope: Scope) -> Found:
-    """The weight of a node, or why a node of a handled operator has none, or None for all other operators."""
+def operands_of(node: NodeProto, scope: Scope) -> tuple[Operand | NoOperand, ...]:
+    """The weights of a node, or why a node of a handled operator has none; nothing for all other operators."""
+    if node.domain in STANDARD and node.op_type in RECURRENT:
+        return _recurrent(node, scope)
+    found = _operand_of(node, scope)
+    return () if found is None else (found,)
+
+
+def _recurrent(node: NodeProto, scope: Scope) -> tuple[Operand | NoOperand, ...]:
+    """The weights `[directions, gates * hidden, in]` of a recurrent layer, by the input and by its own state."""
+    slots = [(slot, name) for slot, name in RECURRENT[node.op_type] if slot < len(node.input)]
+    weights = [(slot, name, scope.constant(node.input[slot])) for slot, name in slots]
+    found = [Operand("recurrent", slot, w, 1, None, name) for slot, name, w in weights if w and len(w.shape) == 3]
+    return tuple(found) or (_quantized(node, scope, 1) or NoOperand("the weights are no constants"),)
+
+
+def _operand_of(node: NodeProto, scope: Scope) -> Found:
+    if (node.domain in STANDARD or node.domain == MICROSOFT) and node.op_type in _OF_CODES:
+        return NoOperand(_QUANTIZED)
     if node.domain not in STANDARD or node.op_type not in _FINDERS:
         return None
     if len(node.input) < _LEAST_INPUTS or not all(node.input[:_LEAST_INPUTS]) or len(node.output) != 1:
@@ -108,18 +145,18 @@ def _gather(node: NodeProto, scope: Scope) -> Found:
     if table is None:
         return None  # it takes from activations: no weight, nothing to say
     if table.kinds is None:
-        return None  # shapes and indices
+        return NoOperand(_QUANTIZED) if table.data_type in LOW_BIT else None  # shapes and indices
     if len(table.shape) != 2 or integer(node, "axis", 0) != 0:
         return NoOperand("not rows of a 2-D table")
     return Operand("embedding", 0, table, 0, 1)
 
 
-def _quantized(node: NodeProto, scope: Scope) -> NoOperand | None:
+def _quantized(node: NodeProto, scope: Scope, first: int = 0) -> NoOperand | None:
     """Said where a model comes quantized: its codes are no weights."""
-    for name in node.input[:_LEAST_INPUTS]:
+    for name in node.input[first:_LEAST_INPUTS]:
         producer = scope.producers.get(name)
         if producer is not None and producer.op_type == "DequantizeLinear" and scope.constant(producer.input[0]):
-            return NoOperand("the weight is quantized already; use the float model it was made from")
+            return NoOperand(_QUANTIZED)
     return None
 
 

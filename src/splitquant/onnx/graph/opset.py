@@ -7,12 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from onnx import (
     FunctionProto,
-    GraphProto,
     ModelProto,
     NodeProto,
     TensorProto,
-    TypeProto,
-    ValueInfoProto,
     helper,
     inliner,
     shape_inference,
@@ -20,12 +17,14 @@ from onnx import (
 )
 
 from splitquant.errors import SourceError
+from splitquant.onnx.graph.meanings import mend_meanings, not_raised
 from splitquant.onnx.graph.scopes import STANDARD, subgraphs
+from splitquant.onnx.graph.words import restore_words
 
-_Described = ModelProto | GraphProto | NodeProto | TensorProto | ValueInfoProto
 _QDQ: dict[int, int] = {TensorProto.INT2: 25, TensorProto.UINT2: 25, TensorProto.INT4: 21, TensorProto.UINT4: 21}
 MOST_NODES = 1_000_000  # that local functions may expand to
 PER_AXIS, HALF_SCALE, BLOCKED, ANY = 13, 19, 21, 1
+FIRST_WITH_DEFAULTS = 4  # IR version: initializers among the inputs are defaults that a caller may replace
 INTEGER = 11  # the first with DynamicQuantizeLinear
 
 
@@ -58,6 +57,7 @@ def inline_functions(model: ModelProto, label: str) -> tuple[ModelProto, str]:
         raise SourceError(
             f"{label}: its local functions cannot be inlined ({error}); export it without functions"
         ) from error
+    restore_words(model, flat)
     left = {(function.domain, function.name) for function in flat.functions}
     names = [function.name for function in model.functions if (function.domain, function.name) not in left]
     notes = [f"{len(names)} local functions were inlined, so that their weights can be split: {_shown(names)}"]
@@ -133,7 +133,14 @@ def raise_opset(model: ModelProto, needed: int, label: str) -> tuple[ModelProto,
     found = opset_of(model)
     if found >= needed:
         return model, ""
-    model.ir_version = max(model.ir_version, 4)  # before, the converter wants initializers among the inputs
+    if why := not_raised(model.graph, found, needed):
+        raise SourceError(
+            f"{label}: has opset {found}, its low-bit types need {needed}, and {why}; export the model with opset {needed}, or "
+            "use --format matmulnbits"
+        )
+    model.ir_version = max(
+        model.ir_version, FIRST_WITH_DEFAULTS
+    )  # before, the converter wants initializers among the inputs
     try:
         raised: ModelProto = version_converter.convert_version(model, needed)
     except Exception as error:  # the converter raises whatever its C++ side throws
@@ -146,54 +153,15 @@ def raise_opset(model: ModelProto, needed: int, label: str) -> tuple[ModelProto,
             f"{label}: has opset {found}, its low-bit types need {needed}, and the onnx version converter fails "
             f"({str(error).strip()}); export the model with opset {needed}, or use --format matmulnbits, or 8 bits"
         ) from error
-    # What the converter drops: metadata, and entries for operators of other domains.
-    _copy_metadata(model, raised)
-    _restore_metadata(model.graph, raised.graph)
+    restore_words(model, raised)
+    mend_meanings(model.graph, raised.graph, found, needed)
     known = {entry.domain for entry in raised.opset_import}
     raised.opset_import.extend(entry for entry in model.opset_import if entry.domain not in (known | set(STANDARD)))
     return raised, f"opset raised from {found} to {needed}"
-
-
-def _restore_metadata(old: GraphProto, new: GraphProto) -> None:
-    """Give a graph that the converter made the metadata and the denotations of what it was made from."""
-    _copy_metadata(old, new)
-    values = {value.name: value for value in (*old.input, *old.output, *old.value_info)}
-    for value in (*new.input, *new.output, *new.value_info):
-        if value.name in values:
-            _copy_metadata(values[value.name], value)
-            _copy_denotation(values[value.name].type, value.type)
-    tensors = {tensor.name: tensor for tensor in old.initializer if tensor.metadata_props}
-    for tensor in new.initializer:
-        if tensor.name in tensors:
-            _copy_metadata(tensors[tensor.name], tensor)
-    nodes = {tuple(node.output): node for node in old.node}
-    for node in new.node:
-        before = nodes.get(tuple(node.output))
-        if before is None:
-            continue
-        _copy_metadata(before, node)
-        graphs = {attribute.name: attribute.g for attribute in before.attribute if attribute.HasField("g")}
-        for attribute in node.attribute:
-            if attribute.HasField("g") and attribute.name in graphs:
-                _restore_metadata(graphs[attribute.name], attribute.g)
-
-
-def _copy_metadata(old: _Described, new: _Described) -> None:
-    del new.metadata_props[:]
-    new.metadata_props.extend(old.metadata_props)
-
-
-def _copy_denotation(old: TypeProto, new: TypeProto) -> None:
-    """What a value stands for, and its axes ("DATA_BATCH")."""
-    if old.denotation:
-        new.denotation = old.denotation
-    for dim, kept in zip(new.tensor_type.shape.dim, old.tensor_type.shape.dim, strict=False):
-        if kept.denotation:
-            dim.denotation = kept.denotation
 
 
 def least_ir_version(model: ModelProto) -> int:
     """The IR version that the opsets of a model ask for, and 4 at least, where initializers need not be inputs."""
     standard = [entry for entry in model.opset_import if entry.domain in STANDARD]
     needed = helper.find_min_ir_version_for(standard, ignore_unknown=True) if standard else 4
-    return max(model.ir_version, needed, 4)
+    return max(model.ir_version, needed, FIRST_WITH_DEFAULTS)

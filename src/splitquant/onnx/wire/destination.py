@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Self
 from splitquant.errors import DestinationError, SourceError
 from splitquant.onnx.wire.source import locations_of
 from splitquant.storage.files import destination_error
+from splitquant.storage.publish import sync, try_lock, turn_in
 from splitquant.storage.workplace import check_room
 
 _KEY = "[0-9a-f]{16}"
@@ -26,7 +27,7 @@ class Destination:
     The temporary model file is locked as long as its run lives, so that the next run can remove what a killed one left.
     """
 
-    def __init__(self, path: Path, sources: tuple[Path, ...], *, force: bool) -> None:
+    def __init__(self, path: Path, sources: tuple[Path, ...], *, force: bool, durable: bool = True) -> None:
         self.path = path
         self.data_path = data_path_of(path)
         # Names that nobody can foresee: no link lies in wait there, and no other run writes there.
@@ -37,6 +38,7 @@ class Destination:
         self._sources = sources
         self._with_data = False
         self._force = force
+        self._durable = durable
         self._check(path, force=force)
 
     @property
@@ -51,7 +53,7 @@ class Destination:
         if not with_data:
             return
         self._check(self.data_path, force=True)
-        with _turn_in(self.path.absolute().parent):
+        with turn_in(self.path.absolute().parent):
             unrelated = self.data_path.exists() and not self._replaces_data()
         if unrelated:
             raise DestinationError(
@@ -61,28 +63,37 @@ class Destination:
 
     def publish(self) -> None:
         """Give the complete files their names; a reader never sees a graph without its data."""
+        parent = self.path.absolute().parent
         try:
-            with _turn_in(self.path.absolute().parent):
-                replaced = self._replaces_data()
-                if not self._with_data:
-                    self.growing.replace(self.path)
-                    if replaced:
-                        self.data_path.unlink()
-                    return
-                with self._set_aside(self.path, self.data_path):
-                    self.growing_data.replace(self.data_path)
-                    self.growing.replace(self.path)
+            if self._durable:
+                for file in (self.growing, self.growing_data)[: 1 + self._with_data]:
+                    sync(file)
+            with turn_in(parent):
+                self._give_names()
+                if self._durable:
+                    sync(parent)
         except OSError as error:
             raise destination_error(self.path, error) from error
+
+    def _give_names(self) -> None:
+        if self._with_data:
+            with self._set_aside(self.path, self.data_path):
+                self.growing_data.replace(self.data_path)
+                self.growing.replace(self.path)
+            return
+        replaced = self._replaces_data()
+        self.growing.replace(self.path)
+        if replaced:
+            self.data_path.unlink()
 
     def __enter__(self) -> Self:
         parent = self.path.absolute().parent
         try:
-            with _turn_in(parent):
+            with turn_in(parent):
                 self._remove_leftovers(parent)
                 self._check(self.path, force=self._force)  # a model that was put back is there again
                 self._lock = os.open(self.growing, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                try_lock(self._lock)
         except DestinationError:
             raise
         except OSError as error:
@@ -102,12 +113,17 @@ class Destination:
         parent = path.absolute().parent
         if not parent.is_dir():
             raise DestinationError(f"{path}: the folder {parent} is not there; make it first")
-        for source in self._sources:
-            if path.exists() and path.samefile(source):
-                raise DestinationError(f"{path}: is a file of the source; choose another place with -o")
-        if path.is_symlink() or (path.exists() and not path.is_file()):
+        try:
+            found = path.lstat()  # once: another run may replace it at any moment
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise destination_error(path, error) from error
+        if any(os.path.samestat(found, source.stat()) for source in self._sources):
+            raise DestinationError(f"{path}: is a file of the source; choose another place with -o")
+        if not stat.S_ISREG(found.st_mode):
             raise DestinationError(f"{path}: exists and is no ordinary file; choose another place with -o")
-        if path.exists() and not force:
+        if not force:
             raise DestinationError(f"{path}: exists; choose another place with -o, or replace it with --force")
 
     @contextmanager
@@ -178,19 +194,7 @@ def _is_dead(path: Path) -> bool:
     with suppress(OSError):
         held = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return try_lock(held)
         finally:
             os.close(held)
-        return True
     return False
-
-
-@contextmanager
-def _turn_in(folder: Path) -> Iterator[None]:
-    """One run at a time gives names in a folder: a graph never comes with the data of another run."""
-    held = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(held)

@@ -68,12 +68,13 @@ class ExternalFiles:
         relative = PurePosixPath(location if isinstance(location, str) else "")  # bytes are text that is not UTF-8
         if not relative.parts or "\0" in location or "\\" in location:
             raise SourceError(f"{where} has external data at {location!r}, which is no path; {_REMEDY}")
-        if relative.is_absolute() or ".." in relative.parts:
+        parts = _without_ups(relative)
+        if parts is None:
             raise SourceError(
                 f"{where} has external data at {location!r}, which leaves the folder of {self._model}; {_REMEDY}"
             )
         path = self._model.parent
-        for part in relative.parts:
+        for part in parts:
             path /= part
             try:
                 mode = path.lstat().st_mode
@@ -86,6 +87,22 @@ class ExternalFiles:
         if not stat.S_ISREG(mode):
             raise SourceError(f"{where}: its external data {path} is no ordinary file; {_REMEDY}")
         return self.at(path)
+
+
+def _without_ups(relative: PurePosixPath) -> list[str] | None:
+    """The parts of a path below a folder, each `..` taken back with what is before it; None where it leaves the folder.
+
+    By its text alone: where `sub` is a link, `sub/../w.bin` is still beside the model and nowhere else.
+    """
+    parts: list[str] = []
+    for part in relative.parts:
+        if part != "..":
+            parts.append(part)
+        elif not parts:
+            return None
+        else:
+            parts.pop()
+    return None if relative.is_absolute() or not parts else parts
 
 
 def _natural(text: str, what: str, where: str) -> int:
