@@ -20,7 +20,8 @@ struct Grids {
 inline void fill_levels(const Grids& g, Weight& w, float* table) {
     const size codes = size{1} << g.bits, used = (g.additive ? size{1} << w.bits : g.clusters * codes);
     const size whole = size{1} << (w.bits + w.id_bits);
-    w.scale = 1.0f;
+    // Where rows have their own grids, a code's step is 2**(1 - bits) row_scales.
+    w.scale = g.scale || g.levels ? 1.0f : 2.0f / static_cast<float>(codes);
     for (size i = 0; i < used; ++i) {
         const size c = i / codes, q = i % codes;
         if (g.levels) {

@@ -30,12 +30,4 @@ inline float zero_of(const Weight& w, size row, size g) {
     return static_cast<float>(word >> bit % 8 & ((1u << w.zero_bits) - 1));
 }
 
-inline void scales_of(const Weight& w, size row, float* out) {
-    for (size g = 0; g < w.groups; ++g) out[g] = scale_of(w, row, g);
-}
-
-inline void zeros_of(const Weight& w, size row, float* out) {
-    for (size g = 0; g < w.groups; ++g) out[g] = zero_of(w, row, g);
-}
-
 }  // namespace splitquant::infer::SPLITQUANT_ISA

@@ -53,6 +53,8 @@ SPECS = [
     *(QuantSpec(strategy="lloyd", bits=b, clusters=k) for b, k in ((4, 4), (8, 1), (2, 2))),
     *(QuantSpec(strategy="residual", bits=b, clusters=k) for b, k in ((4, 2), (2, 3), (3, 2))),
     QuantSpec(bits=3, clusters=3, strategy="magnitude"),
+    *(QuantSpec(bits=4, clusters=1, zero_points="shared"), QuantSpec(bits=8, clusters=1, zero_points="shared")),
+    *(QuantSpec(bits=3, clusters=1, granularity="group:32"), QuantSpec(bits=5, clusters=1, granularity="group:64")),
 ]
 SHAPES = [(1, 1), (1, 5), (3, 8), (7, 100), (16, 128), (33, 300), (40, 515), (20, 1024)]
 
@@ -139,7 +141,7 @@ def test_large_products_on_several_threads():
         torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("spec", [QuantSpec(), EMBEDDING, QuantSpec(granularity="group:32")], ids=str)
+@pytest.mark.parametrize("spec", [QuantSpec(), EMBEDDING, QuantSpec(bits=4, clusters=1)], ids=str)
 def test_planes_may_lie_anywhere(spec):
     """Planes straight from a mapped file begin at any byte, and nothing behind the last one is read as a weight."""
     packed = packed_of(5, 200, spec)

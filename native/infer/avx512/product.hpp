@@ -48,6 +48,42 @@ struct LaneScales {
     }
 };
 
+// The row_scales and zero points of a row as floats, 16 groups at a time; what lies behind the last group is 0.
+struct RowNumbers {
+    V from, shift, low;
+
+    explicit RowNumbers(const Weight& w) {
+        alignas(64) u8 bytes[64];
+        alignas(64) u32 shifts[16];
+        const u32 bits = static_cast<u32>(w.zero_bits);
+        for (u32 j = 0; j < 16; ++j) {
+            for (u32 t = 0; t < 4; ++t) bytes[4 * j + t] = static_cast<u8>(t < 2 ? j * bits / 8 + t : 63);
+            shifts[j] = j * bits % 8;
+        }
+        from = _mm512_load_si512(bytes);
+        shift = _mm512_load_si512(shifts);
+        low = _mm512_set1_epi32((1 << w.zero_bits) - 1);
+    }
+
+    void scales(const Weight& w, size row, float* out) const {
+        const F scale = _mm512_set1_ps(w.scale);
+        for (size g = 0; g < w.groups; g += 16) {
+            F found = w.row_scale ? load_floats(w.row_scale, w.scale_kind, row * w.groups + g, w.groups - g) : _mm512_set1_ps(1.0f);
+            _mm512_store_ps(out + g, _mm512_mul_ps(found, scale));
+        }
+    }
+
+    void zeros(const Weight& w, size row, float* out) const {
+        const size width = plane_width(w.groups, w.zero_bits), step = 2 * static_cast<size>(w.zero_bits);
+        const u8* plane = w.zero + row * width;
+        for (size g = 0, byte = 0; g < w.groups; g += 16, byte += step) {
+            V bytes = _mm512_maskz_loadu_epi8(first_bytes(width - byte < step ? width - byte : step), plane + byte);
+            V two = _mm512_srlv_epi32(_mm512_permutexvar_epi8(from, bytes), shift);
+            _mm512_store_ps(out + g, _mm512_cvtepi32_ps(_mm512_and_si512(two, low)));
+        }
+    }
+};
+
 // Memory of a thread.
 struct Scratch {
     float* sums;    // [TILE_TOKENS, UNIT, 16]
@@ -99,11 +135,13 @@ struct Tiles {
     const u8* packed;
     Layout<Dot> layout;
     LaneScales lanes;
+    RowNumbers numbers;
     Scratch scratch;
     float per_factor = 1.0f;  // 1 / the factor of the levels
 
     Tiles(const Product& product, bool quarters, const u8* inputs, u8* memory)
-        : p(product), w(product.weight), packed(inputs), layout{w.blocks(), by_blocks(product)}, lanes(w, quarters), scratch(w, memory) {
+        : p(product), w(product.weight), packed(inputs), layout{w.blocks(), by_blocks(product)}, lanes(w, quarters), numbers(w),
+          scratch(w, memory) {
         if constexpr (GROUPED) {  // numbers behind the last group meet inputs of zero, and must be finite
             for (float* at = scratch.scales; at < scratch.scales + 2 * UNIT * scratch.stride; ++at) *at = 0.0f;
         }
@@ -116,8 +154,8 @@ struct Tiles {
     Input* decoded_row(size slot) const { return static_cast<Input*>(scratch.words) + slot * layout.blocks * BLOCK; }
 
     void load_numbers(size row, size slot) const {
-        if constexpr (GROUPED) scales_of(w, row, scratch.scales + slot * scratch.stride);
-        if constexpr (ZEROS) zeros_of(w, row, scratch.zeros + slot * scratch.stride);
+        if constexpr (GROUPED) numbers.scales(w, row, scratch.scales + slot * scratch.stride);
+        if constexpr (ZEROS) numbers.zeros(w, row, scratch.zeros + slot * scratch.stride);
     }
 
     // The row_scales and zero points of a block of a row.
@@ -181,8 +219,8 @@ struct Tiles {
             const Input* from = decoded_row(slot) + b * BLOCK;
             Words loaded[4];
             times<4>([&](auto s) SPLITQUANT_INLINE { loaded[s] = load_words<Dot>(from + 32 * s); });
-            const Numbers numbers(*this, b, slot);
-            times<T>([&](auto t) SPLITQUANT_INLINE { sum[t] = closed(numbers, loaded, token + t, b, sum[t]); });
+            const Numbers of_block(*this, b, slot);
+            times<T>([&](auto t) SPLITQUANT_INLINE { sum[t] = closed(of_block, loaded, token + t, b, sum[t]); });
         }
         times<T>([&](auto t) SPLITQUANT_INLINE { _mm512_store_ps(scratch.sums + (t * UNIT + slot) * 16, sum[t]); });
     }
@@ -291,8 +329,8 @@ struct Multiply : Tiles<Dot, SCALING> {
             F sum[T];
             times<T>([&](auto t) SPLITQUANT_INLINE { sum[t] = _mm512_setzero_ps(); });
             walk(row, [&](size b, const Words (&words)[4]) SPLITQUANT_INLINE {
-                const typename Base::Numbers numbers(*this, b, slot);
-                times<T>([&](auto t) SPLITQUANT_INLINE { sum[t] = this->closed(numbers, words, t, b, sum[t]); });
+                const typename Base::Numbers of_block(*this, b, slot);
+                times<T>([&](auto t) SPLITQUANT_INLINE { sum[t] = this->closed(of_block, words, t, b, sum[t]); });
             });
             times<T>([&](auto t) SPLITQUANT_INLINE { _mm512_store_ps(sums + t * UNIT * 16, sum[t]); });
         } else {

@@ -21,7 +21,7 @@ except ImportError:
     _native = None
 
 MOST_BITS = 8
-PLANES = ("codes", "clusters", "scale", "offset", "levels", "row_scale", "zero_point")
+PLANES = ("codes", "clusters", "scale", "offset", "levels", "row_scale", "zero_points")
 """The planes that a product reads, in the order of their addresses."""
 
 
