@@ -311,6 +311,26 @@ def test_kernels_can_be_switched_off():
     assert done.stdout.split() == ["True", "True"]
 
 
+def test_portable_kernels_leave_many_tokens_to_pytorch():
+    """Without a fast kernel of this CPU, more than eight tokens take the decoded weight, bit for bit."""
+    code = (
+        "import torch; from splitquant.torch import PackedWeight; from splitquant.core.spec import QuantSpec\n"
+        "w = torch.randn(9, 40); p = PackedWeight.from_tensor(w, QuantSpec()); x = torch.randn(9, 40)\n"
+        "from splitquant.torch import packed; calls = []; linear = packed.linear\n"
+        "packed.linear = lambda *a: calls.append(len(a[0])) or linear(*a)\n"
+        "f = torch.nn.functional.linear; same = torch.equal(f(x, p), f(x, p.dequantize()))\n"
+        "f(x[:8], p); print(same, calls)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"SPLITQUANT_PRODUCTS": "portable"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "True [8]\n"
+
+
 def test_damaged_planes_read_nothing_outside():
     """An id beyond the last cluster means the last level, with all kernels."""
     packed = packed_of(5, 200, QuantSpec(clusters=3, granularity="tensor"))

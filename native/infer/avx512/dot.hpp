@@ -173,13 +173,14 @@ inline void pack_tokens(const Product& p, bool quarters, bool by_blocks, u8* pac
                 for (size w = 0; w < 32; ++w) out[place[32 * s + w]] = Dot::input(x[column[32 * s + w]]);
             }
             if (!p.weight.zero) continue;
-            for (size half = 0; half < 2; ++half) {
+            const size vectors_of_sum = quarters ? 4 : 2;  // those in which a lane holds the same group of columns
+            for (size first = 0; first < 4; first += vectors_of_sum) {
                 for (size lane = 0; lane < 16; ++lane) {
                     float sum = 0.0f;
-                    for (size s = 2 * half; s < 2 * half + 2; ++s) {
+                    for (size s = first; s < first + vectors_of_sum; ++s) {
                         sum += x[column[32 * s + 2 * lane]] + x[column[32 * s + 2 * lane + 1]];
                     }
-                    lanes[32 * b + 16 * half + lane] = sum;
+                    lanes[32 * b + 8 * first + lane] = sum;
                 }
             }
         }

@@ -123,9 +123,10 @@ inline F sum_lanes(const float* v) {
 }
 
 // What is done with decoded rows; it does not depend on how they were decoded.
-template <class Dot, Scaling SCALING>
+template <class Dot, Scaling SCALING, bool QUARTERS>
 struct Tiles {
     static constexpr bool GROUPED = SCALING != BY_ROW;
+    static constexpr size ROWS_OF_GROUPS = QUARTERS && Dot::VECTORS == 1 ? 2 : 1;  // for more there are too few registers
     static constexpr bool ZEROS = SCALING == BY_GROUP_WITH_ZEROS;
     using Input = typename Dot::Input;
     using Words = typename Dot::Words;
@@ -139,8 +140,8 @@ struct Tiles {
     Scratch scratch;
     float per_factor = 1.0f;  // 1 / the factor of the levels
 
-    Tiles(const Product& product, bool quarters, const u8* inputs, u8* memory)
-        : p(product), w(product.weight), packed(inputs), layout{w.blocks(), by_blocks(product)}, lanes(w, quarters), numbers(w),
+    Tiles(const Product& product, const u8* inputs, u8* memory)
+        : p(product), w(product.weight), packed(inputs), layout{w.blocks(), by_blocks(product)}, lanes(w, QUARTERS), numbers(w),
           scratch(w, memory) {
         if constexpr (GROUPED) {  // numbers behind the last group meet inputs of zero, and must be finite
             for (float* at = scratch.scales; at < scratch.scales + 2 * UNIT * scratch.stride; ++at) *at = 0.0f;
@@ -168,17 +169,24 @@ struct Tiles {
         }
     };
 
-    // Adds a block whose columns have scales of their own: its two halves are summed first.
-    SPLITQUANT_INLINE inline F closed(const Numbers& n, const Words (&words)[4], size token, size b, F sum) const {
-        const Input* x = inputs(token) + b * BLOCK;
-        F first = Dot::step(Dot::step(_mm512_setzero_ps(), words[0], x), words[1], x + 32);
-        F second = Dot::step(Dot::step(_mm512_setzero_ps(), words[2], x + 64), words[3], x + 96);
-        if constexpr (ZEROS) {
-            const float* of_lanes = lane_sums(token) + 32 * b;
-            first = _mm512_fnmadd_ps(n.zero[0], _mm512_load_ps(of_lanes), first);
-            second = _mm512_fnmadd_ps(n.zero[1], _mm512_load_ps(of_lanes + 16), second);
+    // Adds a block whose columns have scales of their own. step(s, sum) adds the products of vector s; lanes hold the same
+    // columns in all vectors where these are quarters, else in the first two and in the last two.
+    template <class Step>
+    SPLITQUANT_INLINE inline F closed(const Numbers& n, size token, size b, F sum, Step step) const {
+        const float* of_lanes = lane_sums(token) + 32 * b;
+        F first = step(Index<1>{}, step(Index<0>{}, _mm512_setzero_ps()));
+        if constexpr (QUARTERS) {
+            first = step(Index<3>{}, step(Index<2>{}, first));
+            if constexpr (ZEROS) first = _mm512_fnmadd_ps(n.zero[0], _mm512_load_ps(of_lanes), first);
+            return _mm512_fmadd_ps(n.scale[0], first, sum);
+        } else {
+            F second = step(Index<3>{}, step(Index<2>{}, _mm512_setzero_ps()));
+            if constexpr (ZEROS) {
+                first = _mm512_fnmadd_ps(n.zero[0], _mm512_load_ps(of_lanes), first);
+                second = _mm512_fnmadd_ps(n.zero[1], _mm512_load_ps(of_lanes + 16), second);
+            }
+            return _mm512_fmadd_ps(n.scale[1], second, _mm512_fmadd_ps(n.scale[0], first, sum));
         }
-        return _mm512_fmadd_ps(n.scale[1], second, _mm512_fmadd_ps(n.scale[0], first, sum));
     }
 
     // Four decoded rows times T tokens.
@@ -210,25 +218,43 @@ struct Tiles {
         }
     }
 
-    // One decoded row, whose groups of columns have scales of their own, times T tokens.
+    // Decoded rows, whose groups of columns have scales of their own, times T tokens.
     template <size T>
-    __attribute__((noinline)) void row_of_groups(size token, size slot) const {
-        F sum[T];
-        times<T>([&](auto t) SPLITQUANT_INLINE { sum[t] = _mm512_setzero_ps(); });
+    __attribute__((noinline)) void rows_of_groups(size token, size slot) const {
+        constexpr size R = ROWS_OF_GROUPS;
+        F sum[R * T];
+        times<R * T>([&](auto i) SPLITQUANT_INLINE { sum[i] = _mm512_setzero_ps(); });
         for (size b = 0; b < layout.blocks; ++b) {
-            const Input* from = decoded_row(slot) + b * BLOCK;
-            Words loaded[4];
-            times<4>([&](auto s) SPLITQUANT_INLINE { loaded[s] = load_words<Dot>(from + 32 * s); });
-            const Numbers of_block(*this, b, slot);
-            times<T>([&](auto t) SPLITQUANT_INLINE { sum[t] = closed(of_block, loaded, token + t, b, sum[t]); });
+            Words loaded[4 * R];
+            times<4 * R>([&](auto i) SPLITQUANT_INLINE {
+                loaded[i] = load_words<Dot>(decoded_row(slot + i.value / 4) + b * BLOCK + i.value % 4 * 32);
+            });
+            const Numbers of_block(*this, b, slot), of_next(*this, b, slot + R - 1);
+            times<T>([&](auto t) SPLITQUANT_INLINE {
+                const Input* from = inputs(token + t) + b * BLOCK;
+                Words x[4];
+                times<4>([&](auto s) SPLITQUANT_INLINE { x[s] = load_words<Dot>(from + s * 32); });
+                times<R>([&](auto r) SPLITQUANT_INLINE {
+                    F& all = sum[r * T + t];
+                    all = closed(r.value ? of_next : of_block, token + t, b, all, [&](auto s, F part) SPLITQUANT_INLINE {
+                        times<Dot::VECTORS>([&](auto v) SPLITQUANT_INLINE {
+                            part = Dot::step(part, loaded[4 * r + s].v[v], x[s].v[v]);
+                        });
+                        return part;
+                    });
+                });
+            });
         }
-        times<T>([&](auto t) SPLITQUANT_INLINE { _mm512_store_ps(scratch.sums + (t * UNIT + slot) * 16, sum[t]); });
+        times<R * T>([&](auto i) SPLITQUANT_INLINE {
+            constexpr size r = i.value / T, t = i.value % T;
+            _mm512_store_ps(scratch.sums + (t * UNIT + slot + r) * 16, sum[i]);
+        });
     }
 
     template <size T>
     void decoded_by_tokens(size token, size rows) const {
         if constexpr (GROUPED) {
-            for (size slot = 0; slot < rows; ++slot) row_of_groups<T>(token, slot);
+            for (size slot = 0; slot < rows; slot += ROWS_OF_GROUPS) rows_of_groups<T>(token, slot);
         } else {
             for (size slot = 0; slot < rows; slot += TILE_ROWS) tile<T>(token, slot);
         }
@@ -274,8 +300,8 @@ struct Tiles {
 };
 
 template <class Source, class Table, class Dot, Scaling SCALING>
-struct Multiply : Tiles<Dot, SCALING> {
-    using Base = Tiles<Dot, SCALING>;
+struct Multiply : Tiles<Dot, SCALING, Source::QUARTERS> {
+    using Base = Tiles<Dot, SCALING, Source::QUARTERS>;
     using typename Base::Input;
     using typename Base::Words;
     using Levels = typename Dot::template Levels<Table>;
@@ -285,7 +311,7 @@ struct Multiply : Tiles<Dot, SCALING> {
     Levels table;
 
     Multiply(const Product& product, const u8* inputs, u8* memory)
-        : Base(product, Source::QUARTERS, inputs, memory), source(product.weight), table(product.weight.levels) {
+        : Base(product, inputs, memory), source(product.weight), table(product.weight.levels) {
         this->per_factor = 1.0f / table.factor;
     }
 
@@ -330,7 +356,12 @@ struct Multiply : Tiles<Dot, SCALING> {
             times<T>([&](auto t) SPLITQUANT_INLINE { sum[t] = _mm512_setzero_ps(); });
             walk(row, [&](size b, const Words (&words)[4]) SPLITQUANT_INLINE {
                 const typename Base::Numbers of_block(*this, b, slot);
-                times<T>([&](auto t) SPLITQUANT_INLINE { sum[t] = this->closed(of_block, words, t, b, sum[t]); });
+                times<T>([&](auto t) SPLITQUANT_INLINE {
+                    const Input* x = this->inputs(t) + b * BLOCK;
+                    sum[t] = this->closed(of_block, t, b, sum[t], [&](auto s, F part) SPLITQUANT_INLINE {
+                        return Dot::step(part, words[s], x + s * 32);
+                    });
+                });
             });
             times<T>([&](auto t) SPLITQUANT_INLINE { _mm512_store_ps(sums + t * UNIT * 16, sum[t]); });
         } else {

@@ -72,6 +72,11 @@ def product_kernel() -> str:
     return name
 
 
+def most_tokens() -> int:
+    """Up to how many tokens a kernel is the faster way; beyond, decoding once and a float product take less time."""
+    return 8 if product_kernel() == "portable" else 1 << 62
+
+
 def why_decoded(spec: QuantSpec, shape: tuple[int, ...]) -> str:
     """Why a weight has no kernel and is decoded in every product ("" if it has one).
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map
 
-from splitquant.core.products import product_kernel
+from splitquant.core.products import most_tokens, product_kernel
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import SplitTensor
 from splitquant.errors import TensorError
@@ -67,7 +67,7 @@ class PackedWeight(nn.Module):
         self.packing = packing
         self._shape = torch.tensor(packing.shape, dtype=torch.int64, device="cpu")  # one, so that tied names share it
         self._dtype = TORCH_OF_KIND[packing.kind] if dtype is None else dtype
-        self._numbers = numbers_for(packing)
+        self._numbers, self._most_tokens = numbers_for(packing), most_tokens()
         self._is_hf_initialized = True  # transformers must not draw random numbers into it
 
     @classmethod
@@ -248,7 +248,10 @@ class PackedWeight(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._numbers = numbers_for(self.packing)  # it may have been pickled on a machine with other kernels
+        self._numbers, self._most_tokens = (
+            numbers_for(self.packing),
+            most_tokens(),
+        )  # it may have been pickled on a machine with other kernels
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -349,6 +352,8 @@ def _by_kernel(
     ours = weight is packed and packed.packing.axis == axis and packed.codes.device.type == "cpu"
     fits = x.shape[-1:] == (numbers.cols,) and (axis == 0 or x.ndim == 2)
     if not ours or not fits or (bias is not None and bias.shape != (numbers.rows,)):
+        return None
+    if x.numel() > packed._most_tokens * numbers.cols:  # noqa: SLF001
         return None
     return linear(x, packed._planes(), numbers, None if bias is None else bias.to(x.dtype))  # noqa: SLF001
 
