@@ -172,7 +172,7 @@ class Clustering:
 
 def clusterings(model: nn.Module) -> list[Clustering]:
     """The first version's way (scikit-learn's KMeans on the flattened weights of each layer) and ours, at INT4 with k = 3."""
-    from published_clustering import published
+    from benchmarks.speed.published_clustering import published
 
     layers = [m.weight.detach().numpy() for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     start = time.perf_counter()

@@ -54,8 +54,9 @@ def subject(name: str, measure: str, higher: bool, model: nn.Module, score: Call
 
 def minilm() -> Subject:
     """all-MiniLM-L6-v2 by the cosine between its sentence embeddings and those of the float model."""
-    from minilm import MODEL, embed, real_sentences
     from transformers import AutoModel, AutoTokenizer
+
+    from benchmarks.quality.minilm import MODEL, embed, real_sentences
 
     tokenizer, sentences = AutoTokenizer.from_pretrained(MODEL), real_sentences()
     model = AutoModel.from_pretrained(MODEL).eval()
@@ -103,7 +104,7 @@ def stories260k(data: Path) -> Subject:
 
 def resnet(name: str, data: Path) -> Subject:
     """A CIFAR-10 network by its top-1 on 1,000 test images."""
-    from cifar10 import images, network, top1
+    from benchmarks.quality.cifar10 import images, network, top1
 
     pixels, labels = images(data / "cifar10")
     return subject(

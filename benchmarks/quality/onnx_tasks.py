@@ -144,8 +144,7 @@ def overlap(a: Array, b: Array) -> float:
 
 def images(name: str, data: Path, work: Path) -> Task:
     """The classes of labelled test images."""
-    import cifar10
-    import onnx_exports
+    from benchmarks.quality import cifar10, onnx_exports
 
     folder = data / "cifar10"
     for file in (cifar10.NETWORKS[name][0], "cifar10_test1000.npz"):
@@ -165,9 +164,9 @@ def images(name: str, data: Path, work: Path) -> Task:
 
 def sentences(work: Path) -> Task:
     """Embeddings of sentences by all-MiniLM-L6-v2."""
-    import minilm
-    import onnx_exports
     from transformers import AutoTokenizer
+
+    from benchmarks.quality import minilm, onnx_exports
 
     model = onnx_exports.encoder(minilm.MODEL, work / "minilm.onnx")
     tokenizer, text = AutoTokenizer.from_pretrained(minilm.MODEL), minilm.real_sentences()
@@ -188,8 +187,9 @@ def sentences(work: Path) -> Task:
 
 def stories(data: Path, work: Path) -> Task:
     """The perplexity of stories, read in steps through the cache of keys and values."""
-    import onnx_exports
     from transformers import AutoTokenizer
+
+    from benchmarks.quality import onnx_exports
 
     folder = here(data / "stories260K" / "hf-fp32")
     every = json.loads(here(data / "tinystories-text" / "tinystories_1000.json").read_text())

@@ -82,14 +82,25 @@ def label_of(model: Model) -> str:
     return "the model in memory" if isinstance(model, ModelProto) else str(model)
 
 
-def made_up(session: Any, graph: ModelProto, sets: int, sizes: Mapping[str, int] | None = None) -> list[Feeds]:
+def made_up(
+    session: Any, graph: ModelProto, sets: int, sizes: Mapping[str, int] | None = None, *, least: int = 0
+) -> list[Feeds]:
     """Sets of made-up inputs that a model runs with and makes numbers of, in the first of the ways to make them up.
 
-    Raises SourceError, as ONNX Runtime said it at first, where there is no such way.
+    Args:
+        session: of the model.
+        graph: the model.
+        sets: how many.
+        sizes: of open dimensions, by name.
+        least: sizes of open dimensions below are not tried, where there are larger ones.
+
+    Raises:
+        SourceError: as ONNX Runtime said it at first, where there is no such way.
     """
     first: SourceError | None = None
     usual: list[Feeds] | None = None
-    for way in ways(graph, sizes):
+    possible = list(ways(graph, sizes))
+    for way in [way for way in possible if way.size >= least] or sorted(possible, key=lambda way: -way.size):
         feeds = [generated(graph, seed, sizes, way) for seed in range(sets)]
         try:
             outputs = run(session, feeds[0])

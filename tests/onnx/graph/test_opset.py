@@ -320,3 +320,14 @@ def test_a_source_that_does_not_run_is_raised_with_a_note():
     made.opset_import.append(helper.make_opsetid("org.example", 1))
     assert any("does not run in ONNX Runtime" in note for note in sqo.quantize(made).report.notes)
     assert not any("ONNX Runtime" in note for note in sqo.quantize(matmul(opset=13)).report.notes)
+
+
+def test_windows_larger_than_made_up_inputs_are_no_difference():
+    """A pooling over more than there is makes other numbers at another opset; open dimensions are large enough for it."""
+    nodes = [
+        helper.make_node("AveragePool", ["x"], ["h"], kernel_shape=[5, 5, 5], strides=[3, 3, 3], count_include_pad=1),
+        helper.make_node("Conv", ["h", "W"], ["y"]),
+    ]
+    inputs, outputs = [value("x", [1, 8, "a", "b", "c"])], [value("y", list("ncdhw"))]
+    made = model(nodes, inputs, outputs, {"W": heavy((16, 8, 3, 3, 3))}, opset=18)
+    near(made, sqo.quantize(made), {"x": heavy((1, 8, 32, 32, 32), 3)})
