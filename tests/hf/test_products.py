@@ -37,7 +37,7 @@ def test_models_say_nearly_what_decoded_weights_say(folders, run, name, dtype, m
     model = splitquant.load(folders(name).packed, dtype=dtype)
     monkeypatch.setattr(packed_module, "_by_kernel", counted)
     found = run(model, name).double()
-    assert sum(calls) >= 4
+    assert sum(calls) >= (1 if product_kernel() == "portable" else 4)  # which leave many tokens to PyTorch
     monkeypatch.setattr(packed_module, "_by_kernel", lambda *_: None)
     expected = run(model, name).double()
     error, size = (found - expected).norm(), expected.norm()
