@@ -41,6 +41,12 @@ def _quiet():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def decoded(monkeypatch):
+    """Products by decoded weights, whose bits are those of a float model; tests/hf/test_products.py has the kernels."""
+    monkeypatch.setattr("splitquant.torch.packed._by_kernel", lambda *_: None)
+
+
 def _text(**more):
     return {
         "vocab_size": 96,
