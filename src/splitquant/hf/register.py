@@ -32,6 +32,15 @@ def install() -> None:
             sys.meta_path.insert(0, _Finder())
 
 
+def autoload() -> None:
+    """What PyTorch calls when it is imported (entry point group `torch.backends`): then our folders load without a word.
+
+    It costs the import of this package, which loads no framework, and never fails. TORCH_DEVICE_BACKEND_AUTOLOAD=0, PyTorch's
+    own switch, turns it off.
+    """
+    install()
+
+
 def registration_failure() -> Exception | None:
     """Why transformers could not be told about splitquant; None where it was, or was not imported yet."""
     return _failure
