@@ -40,6 +40,7 @@ PACKAGES = {
     "storage": {"numpy"},
     "format": {"numpy"},
     "plan": {"numpy"},
+    "report": {"numpy"},
     "checkpoint": {"numpy"},
     "torch": {"numpy", "torch"},
     "onnx": {"numpy", "onnx", "onnxruntime", "google"},

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypedDict, Unpack
 
+from splitquant.checkpoint.distributions import distributions, kept_distribution, quantized_distribution
 from splitquant.checkpoint.folder import open_folder
 from splitquant.checkpoint.job import prepare_folder
 from splitquant.checkpoint.quantized import is_quantized, open_quantized, with_table
 from splitquant.checkpoint.restore import dequantize_folder
 from splitquant.checkpoint.source import float_folder, plan_folder
-from splitquant.checkpoint.verify import Verified, verify_folder
+from splitquant.checkpoint.verify import Verified, verify_folder, with_figures
 from splitquant.core.spec import QuantSpec
-from splitquant.errors import SpecError
+from splitquant.errors import SpecError, TensorError
+from splitquant.format.dtypes import DTYPES
 from splitquant.plan.options import PlanOptions
 from splitquant.plan.plan import Plan
 from splitquant.plan.planner import Frontier, PricedPlan
 from splitquant.plan.recipe import Recipe
+from splitquant.report.distribution import Distribution
+from splitquant.report.html.content import Content
+from splitquant.report.html.page import page
 from splitquant.report.outcome import Report, planned_report
 from splitquant.storage.json_file import read_edited_json
 from splitquant.storage.memory import DEFAULT_MAX_MEMORY
@@ -195,6 +201,69 @@ def verify(
     return verify_folder(open_folder(Path(source)), Path(destination), Resources.of(max_memory, 1).budget(), advance)
 
 
+def html_report(
+    source: AnyPath,
+    destination: AnyPath,
+    *,
+    max_memory: int | str = DEFAULT_MAX_MEMORY,
+    threads: int = 0,
+    advance: Advance = lambda _: None,
+) -> str:
+    """A quantized folder beside its source as one HTML page that needs nothing else; reads both once, in windows.
+
+    Args:
+        source: the float folder.
+        destination: what `quantize` made of it.
+        max_memory: as in `quantize`.
+        threads: as in `quantize`.
+        advance: told the number of source bytes that are done, from any thread.
+
+    Raises:
+        SourceError, VerifyError: where one of the folders cannot be read, or they are not of the same model.
+    """
+    resources = Resources.of(max_memory, threads)
+    return result_page(source, destination, None, resources, advance=advance)
+
+
+def result_page(  # noqa: PLR0913 - the parts of a page
+    source: AnyPath,
+    destination: AnyPath,
+    report: Report | None,
+    resources: Resources,
+    *,
+    frontier: Sequence[PricedPlan] = (),
+    chosen: PricedPlan | None = None,
+    advance: Advance = lambda _: None,
+) -> str:
+    """A result as an HTML page, see `html_report`; of an .onnx file without pictures of the values.
+
+    Args:
+        source: the float model.
+        destination: what was made of it.
+        report: what became of every tensor; None: as a folder itself tells.
+        resources: what may be used.
+        frontier: plans of other sizes, by size, where the result was chosen by size (`plan.planner.Frontier.marks`).
+        chosen: the plan among them that was taken.
+        advance: as in `html_report`.
+
+    Raises:
+        SourceError, VerifyError: as `html_report`.
+    """
+    names = _called(source), _called(destination)
+    if report is not None and is_onnx(source):
+        return page(Content(*names, report, frontier=frontier, chosen=chosen))
+    folder, quantized = open_folder(Path(source)), open_quantized(Path(destination))
+    budget = resources.budget(len(folder.tensors))
+    seen = dict(distributions(folder, quantized, budget, advance))
+    known = with_figures(folder, quantized, report or quantized.known_report(), budget)
+    return page(Content(*names, known, seen, frontier, chosen))
+
+
+def _called(path: AnyPath) -> str:
+    """What a model is called: its folder or file, wherever that lies, so that the same models give the same page."""
+    return Path(path).resolve().name or str(path)
+
+
 def dequantize(  # noqa: PLR0913 - the options of a public function
     source: AnyPath,
     destination: AnyPath,
@@ -232,6 +301,37 @@ def inspect(folder: AnyPath) -> Inspected:
     if is_quantized(opened):
         return Inspected(with_table(opened).known_report(), quantized=True)
     return Inspected(planned_report(plan_folder(float_folder(opened), Recipe())), quantized=False)
+
+
+def distribution(
+    folder: AnyPath, name: str, source: AnyPath | None = None, *, max_memory: int | str = DEFAULT_MAX_MEMORY
+) -> Distribution:
+    """How the values of one tensor are distributed, with its levels and borders where it is quantized.
+
+    Args:
+        folder: a float folder, or a quantized one.
+        name: of the tensor.
+        source: of a quantized folder: the float one, for its values and the errors; None: the stored values are taken.
+        max_memory: as in `quantize`.
+
+    Raises:
+        SpecError: where there is no such tensor. TensorError: where it holds no floats. SourceError, VerifyError: as `html_report`.
+    """
+    opened = open_folder(Path(folder))
+    quantized = with_table(opened) if is_quantized(opened) else None
+    if source is not None and quantized is None:
+        raise SpecError(f"{folder}: is a float folder itself; leave out the source")
+    known = opened.tensors if quantized is None else {**quantized.kept, **quantized.tensors}
+    if name not in known:
+        near = get_close_matches(name, known, 1, 0)
+        raise SpecError(f"{folder}: holds no tensor {name!r}" + f"; did you mean {near[0]!r}?" * bool(near))
+    if quantized is not None and name in quantized.tensors:
+        budget = Resources.of(max_memory, 1).budget(len(known))
+        return quantized_distribution(None if source is None else open_folder(Path(source)), quantized, name, budget)
+    dtype = opened.tensors[name].dtype
+    if DTYPES[dtype].kind is None:
+        raise TensorError(f"{folder}: tensor {name!r} is {dtype}; only floats can be drawn: name another one")
+    return kept_distribution(opened, name)
 
 
 def is_onnx(source: AnyPath) -> bool:

@@ -11,15 +11,12 @@ import numpy as np
 
 from splitquant.checkpoint.folder import Folder
 from splitquant.checkpoint.quantized import QuantizedFolder, open_quantized
-from splitquant.core.arrays import Matrix
+from splitquant.checkpoint.source_rows import SourceRows
 from splitquant.core.error import NO_ERROR, ErrorFigures, ErrorSums, figures_of
 from splitquant.core.floats import to_float32
 from splitquant.core.reference import row_errors
-from splitquant.core.rows import to_matrix
 from splitquant.errors import VerifyError
-from splitquant.format.decode import as_window
 from splitquant.format.dtypes import DTYPES
-from splitquant.format.planes import Geometry
 from splitquant.report.card import CARD_NAME
 from splitquant.report.outcome import REPORT_NAME, Outcome, Report
 from splitquant.storage.checksum import checksum_of
@@ -151,7 +148,7 @@ def recomputed_figures(folder: Folder, quantized: QuantizedFolder, name: str, bu
     row_bytes = g.cols * (DTYPES[entry.dtype].window_bytes + 24)  # weights and decoded ones, their difference, squares
     for index in range(g.count):
         errors: list[ErrorSums] = []
-        source = _SourceRows(folder, name, g, index)
+        source = SourceRows(folder, name, g, index)
         for first, last in budget.windows(what, g.rows, row_bytes):
             w_hat = quantized.rows(name, index, first, last).dequantize()
             errors.append(row_errors(to_float32(source.rows(first, last)), w_hat).sums)
@@ -159,26 +156,14 @@ def recomputed_figures(folder: Folder, quantized: QuantizedFolder, name: str, bu
     return total
 
 
-class _SourceRows:
-    """The rows of a matrix of the source: read as they are asked for, or where they are its columns, all at once."""
-
-    def __init__(self, folder: Folder, name: str, g: Geometry, index: int) -> None:
-        self._entry, self._geometry = folder.tensors[name], g
-        self._file = folder.path / folder.shard_of[name]
-        self._start = self._entry.start + index * (self._entry.nbytes // g.count)
-        self._row_bytes = self._entry.nbytes // (g.count * g.rows)
-        whole = None if g.axis == 0 else self._read(0, g.rows)
-        self._matrix = None if whole is None else whole.reshape(g.matrix_shape)
-
-    def rows(self, first: int, last: int) -> Matrix:
-        """Rows `[first, last)`."""
-        if self._matrix is None:
-            return self._read(first, last).reshape(last - first, self._geometry.cols)
-        taken = np.take(self._matrix, range(first, last), axis=self._geometry.axis)
-        return to_matrix(taken, self._geometry.axis)
-
-    def _read(self, first: int, last: int) -> Matrix:
-        raw = np.empty((last - first) * self._row_bytes, np.uint8)
-        with SourceFile(self._file) as file:
-            file.read_into(raw, self._start + first * self._row_bytes)
-        return as_window(raw, self._entry.dtype, 1, (last - first) * self._geometry.cols)
+def with_figures(folder: Folder, quantized: QuantizedFolder, report: Report, budget: MemoryBudget) -> Report:
+    """A report with error figures of all that is quantized: those that it lacks, being an outline, are computed."""
+    return replace(
+        report,
+        outcomes=tuple(
+            replace(one, figures=recomputed_figures(folder, quantized, one.name, budget))
+            if one.figures is None and one.name in quantized.tensors
+            else one
+            for one in report.outcomes
+        ),
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitquant.api import Job, files_of, is_onnx, source_bytes
+from splitquant.api import Job, files_of, is_onnx, result_page, source_bytes
 from splitquant.cli.terminal import CAN_GO_ON, byte_progress, check_json_target, say, write_json
 from splitquant.errors import SpecError, TensorError
 from splitquant.plan.plan import Plan
@@ -17,6 +17,7 @@ from splitquant.plan.planner import PricedPlan
 from splitquant.plan.saved import plan_to_dict
 from splitquant.report.outcome import Report
 from splitquant.sizes import shown_bytes
+from splitquant.storage.files import write_whole
 from splitquant.storage.resources import Resources
 
 Prepare = Callable[[Resources, Callable[[int], None]], Job]
@@ -37,20 +38,26 @@ class Conversion:
     json_file: Path | None
     save_plan: Path | None
     plot: Path | None
+    report: Path | None
     quiet: bool
     verbose: bool
 
     def check(self) -> None:
         """Refuse places for results that cannot be, before any work is done."""
-        targets = [target for target in (self.json_file, self.save_plan, self.plot) if target is not None]
+        targets = [target for target in (self.json_file, self.save_plan, self.plot, self.report) if target is not None]
         if len({target.absolute() for target in targets}) < len(targets):
-            raise SpecError("two of --json, --save-plan and --plot are the same file; choose another for one of them")
+            raise SpecError(
+                "two of --json, --save-plan, --plot and --report are the same file; choose another for one of them"
+            )
         for target in targets:
             check_json_target(target, *files_of(self.source, self.output))
+        if self.report is not None and self.dry_run:
+            raise SpecError("--report shows what was made, and --dry-run makes nothing; leave one of them out")
         if self.plot is not None:
-            from splitquant.cli.frontier import check_picture
+            from splitquant.cli.frontier import FRONTIER_PICTURES
+            from splitquant.cli.pictures import check_picture
 
-            check_picture(self.plot)
+            check_picture(self.plot, FRONTIER_PICTURES)
 
     def go(self, prepare: Prepare, *, strict: bool = False, by_size: bool = False) -> None:
         """Do it; `by_size`: weights are measured before."""
@@ -67,7 +74,7 @@ class Conversion:
         quiet = self.quiet or str(self.save_plan) == "-"
         if strict:
             _refuse_kept(job.plan)
-        marks = _marks(job) if self.dry_run or self.plot is not None else []
+        marks = [] if not self.dry_run and self.plot is None and self.report is None else _marks(job)
         if self.save_plan is not None:
             write_json(self.save_plan, plan_to_dict(job.plan))
         if self.plot is not None and job.chosen is not None:
@@ -80,9 +87,23 @@ class Conversion:
         after = "nothing was written" if is_onnx(self.source) else CAN_GO_ON
         with byte_progress(self.title, job.plan.source_bytes, quiet=quiet, after=after) as advance:
             report = job.apply(self.output, resources, advance)
+        if self.report is not None:
+            self._write_page(self.report, report, resources, marks, job.chosen)
         self._show(report, report.to_dict(), quiet=quiet, planned=False)
         if not quiet:
             self._tell(report)
+
+    def _write_page(
+        self, target: Path, report: Report, resources: Resources, marks: list[PricedPlan], chosen: PricedPlan | None
+    ) -> None:
+        """The result as an HTML file."""
+        with byte_progress(
+            "drawing", source_bytes(self.source), quiet=self.quiet, after=f"{self.output} is complete"
+        ) as advance:
+            text = result_page(
+                self.source, self.output, report, resources, frontier=marks, chosen=chosen, advance=advance
+            )
+        write_whole(target, text.encode())
 
     def _show_plan(self, job: Job, report: Report, marks: list[PricedPlan], *, quiet: bool) -> None:
         """A plan, and the sizes that were possible instead."""

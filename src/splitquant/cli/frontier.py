@@ -9,14 +9,14 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from splitquant.errors import MissingExtraError, SpecError
+from splitquant.cli.pictures import PICTURES, drawn
 from splitquant.plan.planner import PricedPlan
 from splitquant.report.summary import decibels
 from splitquant.sizes import shown_bytes
 from splitquant.storage.files import write_whole
 
 _WIDTH, _HEIGHT = 60, 12
-PICTURES = (".svg", ".png", ".html")
+FRONTIER_PICTURES = (*PICTURES, ".html")
 
 
 def with_chosen(marks: Sequence[PricedPlan], chosen: PricedPlan) -> list[PricedPlan]:
@@ -75,44 +75,23 @@ def frontier_dict(choices: Sequence[PricedPlan], chosen: PricedPlan) -> list[dic
     ]
 
 
-def check_picture(target: Path | None) -> None:
-    """Refuse a picture that cannot be made before any work is done."""
-    if target is None:
-        return
-    if target.suffix.lower() not in PICTURES:
-        raise SpecError(f"--plot is {target}; expected a file that ends in {', '.join(PICTURES)}")
-    try:
-        import matplotlib as mpl  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("matplotlib", "plot") from None
-
-
 def write_picture(target: Path, choices: Sequence[PricedPlan], chosen: PricedPlan) -> None:
     """SQNR over bits per weight as SVG, PNG or HTML; the same input gives the same SVG."""
-    import io
-
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     kind = target.suffix.lower().removeprefix(".")
     points = [choice for choice in choices if choice.figures.noise > 0]
-    with mpl.rc_context({"svg.hashsalt": "splitquant"}):
-        figure = Figure(figsize=(7, 4))
-        axes = figure.add_subplot()
-        axes.plot(
-            [c.bits_per_weight for c in points], [c.figures.sqnr_db for c in points], marker=".", label="frontier"
-        )
-        if chosen.figures.noise > 0:
-            label = f"this plan, {shown_bytes(chosen.total_bytes)}"
-            axes.plot([chosen.bits_per_weight], [chosen.figures.sqnr_db], "o", label=label)
-        axes.set(xlabel="stored bits per weight", ylabel="SQNR of the weights, dB")
-        axes.grid(alpha=0.3)
-        axes.legend()
-        figure.tight_layout()
-        held = io.BytesIO()
-        form = "png" if kind == "png" else "svg"
-        figure.savefig(held, format=form, metadata={"Date": None} if form == "svg" else None, dpi=150)
-    data = held.getvalue()
+    figure = Figure(figsize=(7, 4))
+    axes = figure.add_subplot()
+    axes.plot([c.bits_per_weight for c in points], [c.figures.sqnr_db for c in points], marker=".", label="frontier")
+    if chosen.figures.noise > 0:
+        label = f"this plan, {shown_bytes(chosen.total_bytes)}"
+        axes.plot([chosen.bits_per_weight], [chosen.figures.sqnr_db], "o", label=label)
+    axes.set(xlabel="stored bits per weight", ylabel="SQNR of the weights, dB")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    data = drawn(figure, "png" if kind == "png" else "svg")
     if kind == "html":
         data = b'<!doctype html>\n<meta charset="utf-8">\n<title>size and error</title>\n' + data[data.index(b"<svg") :]
     write_whole(target, data)

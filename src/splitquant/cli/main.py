@@ -12,6 +12,7 @@ from splitquant.cli.dequantize import dequantize
 from splitquant.cli.evaluate import evaluate
 from splitquant.cli.inspect import inspect
 from splitquant.cli.quantize import quantize
+from splitquant.cli.report import report
 from splitquant.cli.signals import exit_code_of
 from splitquant.cli.split import split
 from splitquant.cli.terminal import printable
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (quantize, split, inspect, verify, dequantize, evaluate):
+for verb in (quantize, split, inspect, verify, report, dequantize, evaluate):
     app.command()(verb)
 
 

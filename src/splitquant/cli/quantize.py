@@ -102,6 +102,10 @@ def quantize(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw size against error (.svg, .png or .html).")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also show the result as an HTML file, as splitquant report does."),
+    ] = None,
     include: Annotated[
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Quantize these tensors (wins over --exclude and all rules by kind)."),
@@ -196,6 +200,7 @@ def quantize(
         json_file,
         save_plan,
         plot,
+        report,
         quiet,
         verbose,
     )

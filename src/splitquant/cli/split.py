@@ -92,6 +92,7 @@ def split(
         json_file,
         None,
         None,
+        None,
         quiet,
         verbose,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from math import prod
+from math import isfinite, prod
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -80,8 +80,19 @@ class Outcome:
         spec, figures = data["spec"], data["figures"]
         if not isinstance(data["checksums"], dict) or not isinstance(data["shape"], list):
             raise TypeError(f"tensor {data['name']!r} has no map of checksums or no list as its shape")
-        if data["outcome"] not in get_args(Fate):
-            raise ValueError(f"tensor {data['name']!r} has the outcome {data['outcome']!r}")
+        for key, allowed in (("outcome", get_args(Fate)), ("role", get_args(Role))):
+            if data[key] not in allowed:
+                raise ValueError(f"tensor {data['name']!r} has the {key} {data[key]!r}")
+        for key in ("name", "reason", "dtype"):
+            if not isinstance(data[key], str):
+                raise TypeError(f"tensor {data['name']!r} has the {key} {data[key]!r}, which is no text")
+        counts = {"source_bytes": data["source_bytes"], "stored_bytes": data["stored_bytes"]}
+        for key, number in (*counts.items(), *(("shape", size) for size in data["shape"])):
+            if type(number) is not int or number < 0:
+                raise ValueError(f"tensor {data['name']!r} has the {key} {number!r}, which is no count")
+        for key, number in ({} if figures is None else figures).items():
+            if type(number) not in (int, float) or not isfinite(number) or number < 0:
+                raise ValueError(f"tensor {data['name']!r} has the {key} {number!r}, which is no figure")
         return cls(
             **{
                 **data,
