@@ -473,7 +473,7 @@ def test_plot(cli, larger, tmp_path, ending):
         (("--plan", "p.json"), "p.json: cannot be read"),
         (("--plot", "p.svg"), "--plot needs --target-bits or --target-size"),
         (("--weighting", "relative"), "weighting needs target-bits or target-size"),
-        (("--save-plan", "x.json", "--json", "x.json"), "--json, --save-plan and --plot are the same file"),
+        (("--save-plan", "x.json", "--json", "x.json"), "--json, --save-plan, --plot and --report are the same file"),
         (("--exclude", "nothing*"), "the pattern 'nothing*' matches none of the"),
         (("--layout", "fused", "--strategy", "min_error"), "layout='parallel'"),
     ],
