@@ -27,6 +27,7 @@ bench: $(SETUP)  ## the speed and memory claims, measured on this machine (needs
 	$(BIN)/python -m benchmarks.speed.onnx_speed
 	$(BIN)/python -m benchmarks.speed.onnx_over_2gb
 	$(BIN)/python -m benchmarks.speed.plan_in_seconds
+	$(BIN)/python -m benchmarks.speed.inference
 
 results: $(SETUP)  ## the pages of docs/results again (an hour; models that are not there are skipped with a sentence)
 	DISABLE_CUDA=1 $(BIN)/python -m pip install --quiet --no-build-isolation -r requirements/benchmarks.txt

@@ -11,6 +11,7 @@
 #include <new>
 #include <optional>
 
+#include "infer/bindings.hpp"
 #include "quantize/dispatch.hpp"
 
 namespace nb = nanobind;
@@ -267,4 +268,5 @@ NB_MODULE(_native, m) {
     m.def("part_planes", &part_planes);
     m.def("transpose", &transpose);
     m.def("crc32_fold", &crc32_fold);
+    infer::bind(m);
 }

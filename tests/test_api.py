@@ -100,8 +100,8 @@ def test_a_dry_run_tells_what_is_done(source, options):
 @pytest.mark.parametrize(
     ("options", "folder_spec", "model_spec"),
     [
-        ({"fixed": {"bits": 3}}, QuantSpec(3), QuantSpec(3, 2, "residual")),
-        ({"fixed": {"clusters": 1}}, QuantSpec(4, 1), QuantSpec(4, 1, layout="parallel")),
+        ({"fixed": {"bits": 3}}, QuantSpec(3), QuantSpec(3, 1, granularity="group:32", layout="parallel")),
+        ({"fixed": {"clusters": 1}}, QuantSpec(4, 1), QuantSpec(8, 1, layout="parallel")),
         ({"preset": "paper"}, PAPER, PAPER),
         ({"preset": "paper", "fixed": {"bits": 3}}, QuantSpec(3, 3, "kmeans", "tensor", layout="parallel"), None),
         ({"target": "qnn", "fixed": {"clusters": 1}}, QuantSpec(4, 1, symmetric=True, layout="parallel"), None),

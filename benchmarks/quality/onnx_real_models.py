@@ -41,7 +41,9 @@ def plain(bits: int, granularity: str) -> QuantSpec:
 SCHEMES = (
     Scheme("float32"),
     Scheme("float32, split in 3", split=True),
-    Scheme("INT8 plain, channel", plain(8, "channel")),
+    Scheme("INT8 plain, channel (default)", plain(8, "channel")),
+    Scheme("INT4 plain, groups of 32 (--bits 4)", plain(4, "group:32")),
+    Scheme("INT4 k=2 residual, channel", QuantSpec(4, 2, "residual")),
     Scheme("INT4 plain, tensor", plain(4, "tensor")),
     Scheme(
         "INT4 paper: k=3 kmeans, tensor", QuantSpec(bits=4, layout="parallel", granularity="tensor", strategy="kmeans")

@@ -8,9 +8,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import splitquant.onnx as sqo
+from splitquant import QuantSpec
 from splitquant.errors import SourceError
 
 FLOAT, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
+TWO_PARTS = QuantSpec(4, 2, "residual")
+"""INT4 in two layers: parts, 4 bits, and scales of float16 where the weights are."""
+
 EXACT = {"session__qdq_matmulnbits_accuracy_level": "1"}  # ONNX Runtime computes in float32
 
 

@@ -19,6 +19,7 @@ from builders.folders import (
     write_folder,
 )
 from splitquant.core.kernels import kernels
+from splitquant.core.products import product_kernel
 from splitquant.core.spec import QuantSpec
 
 VERBS = ["quantize", "inspect", "verify", "dequantize"]
@@ -68,12 +69,16 @@ def test_no_arguments_is_help(cli):
 def test_version(cli):
     """The version and the kernels in use."""
     done = cli("--version")
-    assert (done.code, done.out) == (0, f"splitquant {splitquant.__version__} ({kernels().name} kernels)\n")
+    products = product_kernel() or "decoded weights"
+    named = f"splitquant {splitquant.__version__} ({kernels().name} kernels; products by {products})\n"
+    assert (done.code, done.out) == (0, named)
 
 
 def test_version_names_the_kernels_that_were_asked_for():
     """SPLITQUANT_KERNELS chooses the kernels; what makes no sense is wrong usage."""
-    assert "(numpy kernels)" in process("--version", SPLITQUANT_KERNELS="numpy").out
+    assert "(numpy kernels; products by decoded weights)" in process("--version", SPLITQUANT_KERNELS="numpy").out
+    assert "products by decoded weights)" in process("--version", SPLITQUANT_PRODUCTS="decode").out
+    refused(process("--version", SPLITQUANT_PRODUCTS="fast"), 2, "SPLITQUANT_PRODUCTS is 'fast'", "or 'decode'")
     refused(process("--version", SPLITQUANT_KERNELS="fast"), 2, "SPLITQUANT_KERNELS is 'fast'")
 
 

@@ -45,7 +45,18 @@ def test_split_then_verify(cli, source, tmp_path):
 def test_what_is_kept_is_told(cli, tmp_path):
     """Every reason for which nodes or weights stay has a row, with their number and bytes; -v lists each."""
     onnx.save(several(), tmp_path / "m.onnx")
-    done = cli("quantize", tmp_path / "m.onnx", "-o", tmp_path / "q.onnx", "--exclude", "[SD]", "--embeddings", "keep")
+    done = cli(
+        "quantize",
+        tmp_path / "m.onnx",
+        "-o",
+        tmp_path / "q.onnx",
+        "--exclude",
+        "[SD]",
+        "--embeddings",
+        "keep",
+        "--bits",
+        4,
+    )
     assert done.code == 0
     assert "kept: excluded by '[SD]'" in done.out
     assert "kept: embeddings are kept" in done.out
@@ -59,7 +70,10 @@ def test_what_is_kept_is_told(cli, tmp_path):
 def test_quantize_then_verify_with_inputs(cli, source, tmp_path, form):
     """quantize writes its report as JSON; verify takes inputs from an .npz file and counts kernels."""
     out = tmp_path / "out.onnx"
-    assert cli("quantize", source, "-o", out, "--format", form, "--json", tmp_path / "report.json", "-v").code == 0
+    assert (
+        cli("quantize", source, "-o", out, "--format", form, "--json", tmp_path / "report.json", "-v", "-k", 2).code
+        == 0
+    )
     report = json.loads((tmp_path / "report.json").read_text())
     (row,) = report["tensors"]
     assert (row["name"], row["outcome"], row["kind"], row["weight"], row["dtype"]) == (
@@ -141,7 +155,7 @@ def test_reports_replace_no_model(cli, tmp_path, name, option):
 def test_verify_writes_json_and_takes_sizes(source, tmp_path):
     """verify --json has every figure; --size sets an open dimension, and a name or a number that is none is told."""
     out = tmp_path / "out.onnx"
-    assert CliRunner().invoke(app, ["quantize", str(source), "-o", str(out)]).exit_code == 0
+    assert CliRunner().invoke(app, ["quantize", str(source), "-o", str(out), "-k", "2"]).exit_code == 0
     arguments = ["verify", str(source), str(out), "--json"]
     run = CliRunner().invoke(app, [*arguments, "-", "--size", "b=5"])
     assert run.exit_code == 0
@@ -167,7 +181,7 @@ def test_matmulnbits_options(source, tmp_path):
     out = tmp_path / "out.onnx"
     options = ["--format", "matmulnbits", "--block-size", "32", "--accuracy-level", "1"]
     assert CliRunner().invoke(app, ["quantize", str(source), "-o", str(out), *options]).exit_code == 0
-    (node,) = [node for node in onnx.load(out).graph.node if node.name == "fc.part0"]
+    (node,) = [node for node in onnx.load(out).graph.node if node.op_type == "MatMulNBits"]
     found = {attribute.name: attribute.i for attribute in node.attribute}
     assert (found["block_size"], found["accuracy_level"]) == (32, 1)
     (tmp_path / "config.json").write_text("{}")
@@ -242,11 +256,16 @@ def test_options_of_matmulnbits_for_qdq(source, tmp_path, option):
 @pytest.mark.parametrize(
     ("said", "spec"),
     [
-        ([], "INT4 k=2 residual channel parallel"),
+        ([], "INT8 plain channel parallel"),
+        (["--bits", "4"], "INT4 plain group:32 parallel"),
+        (["-k", "2"], "INT4 k=2 residual channel parallel"),
+        (["--target", "onnxruntime"], "INT8 plain channel parallel"),
+        (["--target", "openvino", "--bits", "4"], "INT4 plain group:32 parallel"),
+        (["--bits", "4", "--activations", "int8-tensor"], "INT4 plain channel parallel"),
         (["--bits", "8"], "INT8 plain channel parallel"),
-        (["--symmetric"], "INT4 k=2 residual channel symmetric parallel"),
+        (["--symmetric"], "INT8 plain channel symmetric parallel"),
         (["-k", "3"], "INT4 k=3 min_error channel parallel"),
-        (["--granularity", "tensor"], "INT4 k=2 residual tensor parallel"),
+        (["--granularity", "tensor"], "INT8 plain tensor parallel"),
         (["--strategy", "min_error"], "INT4 k=3 min_error channel parallel"),
         (["--layout", "parallel"], "INT4 k=3 min_error channel parallel"),
         (["--preset", "paper"], "INT4 k=3 kmeans tensor parallel"),
@@ -454,7 +473,7 @@ def test_plot(cli, larger, tmp_path, ending):
         (("--plan", "p.json"), "p.json: cannot be read"),
         (("--plot", "p.svg"), "--plot needs --target-bits or --target-size"),
         (("--weighting", "relative"), "weighting needs target-bits or target-size"),
-        (("--save-plan", "x.json", "--json", "x.json"), "--json, --save-plan and --plot are the same file"),
+        (("--save-plan", "x.json", "--json", "x.json"), "--json, --save-plan, --plot and --report are the same file"),
         (("--exclude", "nothing*"), "the pattern 'nothing*' matches none of the"),
         (("--layout", "fused", "--strategy", "min_error"), "layout='parallel'"),
     ],

@@ -142,7 +142,7 @@ def test_budget_within_a_target(source):
 
 def test_onnx(model, tmp_path):
     told = run("quantize", model, "-o", tmp_path / "q.onnx", "-v", "--target", "openvino")
-    assert "INT4 k=2 residual channel parallel, 2 x QDQ" in told
+    assert "INT8 plain channel parallel, 1 x QDQ" in told
     told = run("quantize", model, "-o", tmp_path / "c.onnx", "--target", "codebook")
     assert "ONNX has no operator" in told
     told = run("split", model, "-o", tmp_path / "s.onnx", "-v", "--target", "intel-npu")

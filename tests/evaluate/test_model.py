@@ -118,7 +118,7 @@ def test_open(folders):
     whole = open_language_model(folders[1])
     assert not any(type(module).__module__.startswith("splitquant") for module in whole.model.modules())
     for first, second in zip(log_likelihoods(other, MIXED), log_likelihoods(whole, MIXED), strict=True):
-        assert first == pytest.approx(second, abs=1e-5)
+        assert first == pytest.approx(second, rel=1e-5)  # kernels and decoded weights add up in other orders
     assert log_likelihoods(one, MIXED)[0] != pytest.approx(log_likelihoods(whole, MIXED)[0], abs=1e-3)
 
 

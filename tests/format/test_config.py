@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from builders.any_spec import specs
 from splitquant.core.spec import EMBEDDING, PAPER, QuantSpec
 from splitquant.errors import SourceError
-from splitquant.format.config import parse_table, table_to_dict
+from splitquant.format.config import parse_table, table_to_dict, with_config, without_config
 from splitquant.format.weight import Weight
 
 WEIGHTS = st.builds(
@@ -75,3 +75,29 @@ def test_what_is_not_as_it_must_be(change, says):
     change(data)
     with pytest.raises(SourceError, match=f"^m/config.json: .*{says}"):
         parse_table(data, "m/config.json")
+
+
+def test_nested_configurations_get_the_table_too():
+    """A tower is loaded by the configuration nested in its folder's; options that are no models stay as they are."""
+    table = {"quant_method": "splitquant"}
+    config = {
+        "model_type": "a",
+        "text_config": {"hidden_size": 3},
+        "thinker_config": {"model_type": "b", "audio_config": {"model_type": "c"}},
+        "attn_config": {"model_type": "", "clip": 8},
+        "rope_scaling": {"factor": 2.0},
+    }
+    found = with_config(config, table)
+    assert found == {
+        "model_type": "a",
+        "text_config": {"hidden_size": 3, "quantization_config": table},
+        "thinker_config": {
+            "model_type": "b",
+            "audio_config": {"model_type": "c", "quantization_config": table},
+            "quantization_config": table,
+        },
+        "attn_config": {"model_type": "", "clip": 8},
+        "rope_scaling": {"factor": 2.0},
+        "quantization_config": table,
+    }
+    assert without_config(found) == config

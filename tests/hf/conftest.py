@@ -41,6 +41,12 @@ def _quiet():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def decoded(monkeypatch):
+    """Products by decoded weights, whose bits are those of a float model; tests/hf/test_products.py has the kernels."""
+    monkeypatch.setattr("splitquant.torch.packed._by_kernel", lambda *_: None)
+
+
 def _text(**more):
     return {
         "vocab_size": 96,
@@ -62,6 +68,15 @@ def _build(cls: str, config: str, **options):
 
     return getattr(transformers, cls)(getattr(transformers, config)(**options))
 
+
+_TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "projection_dim": 32,
+}
+_PICTURE = {"image_size": 16, "patch_size": 4}
 
 BUILDERS: dict[str, Callable] = {
     "llama": lambda: _build("LlamaForCausalLM", "LlamaConfig", **_text(tie_word_embeddings=False)),
@@ -146,6 +161,26 @@ BUILDERS: dict[str, Callable] = {
         intermediate_size=48,
         image_size=16,
         patch_size=4,
+    ),
+    "clip": lambda: _build(
+        "CLIPModel",
+        "CLIPConfig",
+        text_config={**_TOWER, "vocab_size": 96, "max_position_embeddings": 16, "bos_token_id": 1, "eos_token_id": 2},
+        vision_config={**_TOWER, **_PICTURE},
+        projection_dim=32,
+    ),
+    "siglip": lambda: _build(
+        "SiglipModel",
+        "SiglipConfig",
+        text_config={**_TOWER, "vocab_size": 96, "max_position_embeddings": 16},
+        vision_config={**_TOWER, **_PICTURE},
+    ),
+    "owlvit": lambda: _build(
+        "OwlViTModel",
+        "OwlViTConfig",
+        text_config={**_TOWER, "vocab_size": 96, "max_position_embeddings": 16},
+        vision_config={**_TOWER, **_PICTURE},
+        projection_dim=32,
     ),
     "resnet": lambda: _build(
         "ResNetForImageClassification",

@@ -86,7 +86,7 @@ def test_another_model(llama):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda _, config: config.update(format_version=2), "format_version 2 and this splitquant reads 1"),
+        (lambda _, config: config.update(format_version=3), "format_version 3 and this splitquant reads 1 and 2"),
         (lambda _, config: config.update(colour="red"), "unknown key 'colour'"),
         (lambda _, config: config["tensors"][X].update(colour="red"), "unknown key 'colour'"),
         (lambda _, config: config["tensors"][X].update(spec=7), "spec 7"),

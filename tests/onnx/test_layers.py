@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import splitquant.onnx as sqo
 from builders.onnx_models import (
+    TWO_PARTS,
     branch,
     heavy,
     matmul,
@@ -31,7 +32,7 @@ def test_shared_weight_is_stored_once():
         helper.make_node("MatMul", ["h", "W"], ["y"], name="two"),
     ]
     made = model(nodes, [value("x", ["b", 64])], [value("y", ["b", 64])], {"W": heavy((64, 64))})
-    done = sqo.quantize(made)
+    done = sqo.quantize(made, spec=TWO_PARTS)
     near(made, done, least=12)
     assert sum(proto.name.startswith("W.part") for proto in done.model.graph.initializer) == 6
     assert "shares its weight" in done.report.outcomes[1].reason

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import splitquant.onnx as sqo
+from builders.onnx_models import TWO_PARTS
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"the models are not at {DATA}")
@@ -32,7 +33,7 @@ def test_split_and_quantized(name, tmp_path):
     assert len(done.report.changed) == layers
     assert sqo.verify(DATA / name, tmp_path / "split.onnx", feeds).worst_sqnr_db > 80
     for form in ("qdq", "matmulnbits"):
-        done = sqo.quantize(DATA / name, tmp_path / f"{form}.onnx", format=form)
+        done = sqo.quantize(DATA / name, tmp_path / f"{form}.onnx", format=form, spec=TWO_PARTS)
         assert len(done.report.changed) == layers + gates
         found = sqo.verify(DATA / name, tmp_path / f"{form}.onnx", feeds)
         assert found.branches == 2 * (layers + gates)

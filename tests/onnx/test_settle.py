@@ -11,6 +11,7 @@ import splitquant.onnx as sqo
 from builders.onnx_models import (
     FLOAT,
     FLOAT16,
+    TWO_PARTS,
     heavy,
     matmul,
     model,
@@ -32,7 +33,7 @@ def test_dead_channels_in_float16(form, size):
     weight[:, 3] = heavy((256,), 2) * 10 * size
     made = matmul(weight, batch=("b", 256))
     feeds = {"x": heavy((3, 256), 9, np.float16)}
-    wanted, got = run(made, feeds)[0], run(sqo.quantize(made, format=form).model, feeds)[0]
+    wanted, got = run(made, feeds)[0], run(sqo.quantize(made, format=form, spec=TWO_PARTS).model, feeds)[0]
     assert sqnr(wanted, got) > 15
     assert np.abs(got[:, 3].astype(np.float64) - wanted[:, 3]).max() < 1e-3
 
@@ -46,7 +47,7 @@ def test_weights_too_small_for_float16_scales(form):
     ]
     weights = {"W": heavy((64, 64), dtype=np.float16), "T": (heavy((64, 64), 1) * 1e-5).astype(np.float16)}
     made = model(nodes, [value("x", [3, 64], FLOAT16)], [value("y", [3, 64], FLOAT16)], weights)
-    done = sqo.quantize(made, format=form)
+    done = sqo.quantize(made, format=form, spec=TWO_PARTS)
     onnx.checker.check_model(done.model)
     found = {node.weight: node for node in done.report.outcomes}
     assert (found["W"].outcome, found["W"].reason) == ("quantized", "")
@@ -91,7 +92,7 @@ def test_in_one_go(tmp_path, monkeypatch, external, opset):
         original(self, *args)
 
     monkeypatch.setattr(job.Assembly, "__init__", init)
-    done = sqo.quantize(path, out, advance=told.append)
+    done = sqo.quantize(path, out, advance=told.append, spec=TWO_PARTS)
     assert len(begun) == 1
     assert sum(told) == sum(weight.nbytes for weight in MIXED.values())
     reasons = {one.name: one.reason for one in done.report.outcomes}
@@ -115,8 +116,8 @@ def test_the_model_in_memory_is_the_same(tmp_path):
     """Whether files are written or not, with any threads."""
     made = chain(**MIXED)
     onnx.save(made, tmp_path / "m.onnx")
-    sqo.quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", threads=3)
-    assert sqo.quantize(made, threads=1).model == onnx.load(tmp_path / "q.onnx")
+    sqo.quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", threads=3, spec=TWO_PARTS)
+    assert sqo.quantize(made, threads=1, spec=TWO_PARTS).model == onnx.load(tmp_path / "q.onnx")
 
 
 def test_a_weight_that_two_nodes_share(tmp_path):
@@ -124,7 +125,7 @@ def test_a_weight_that_two_nodes_share(tmp_path):
     made = chain(T=tiny(1))
     made.graph.node.append(helper.make_node("MatMul", ["t.out", "T"], ["z"], name="again"))
     made.graph.output.append(value("z", [3, 64], FLOAT16))
-    done = sqo.quantize(made)
+    done = sqo.quantize(made, spec=TWO_PARTS)
     assert ["too small for float16" in one.reason for one in done.report.outcomes] == [True, True]
     assert [one.stored_bytes > 0 for one in done.report.outcomes] == [True, False]
     assert len([t for t in done.model.graph.initializer if t.name.endswith(".scale")]) == 2
@@ -135,11 +136,11 @@ def test_weights_of_float32_are_not_read_for_it(monkeypatch):
     looked = []
     original = settle.fits_half
     monkeypatch.setattr(settle, "fits_half", lambda form, budget: looked.append(form) or original(form, budget))
-    sqo.quantize(matmul())
+    sqo.quantize(matmul(), spec=TWO_PARTS)
     sqo.split(chain(**MIXED))
     sqo.quantize(chain(**MIXED), spec=QuantSpec(8, 1))
     assert looked == []
-    sqo.quantize(chain(**MIXED), exclude="T")
+    sqo.quantize(chain(**MIXED), exclude="T", spec=TWO_PARTS)
     assert len(looked) == 3
 
 
@@ -159,9 +160,9 @@ def test_nan_is_found_there_too(tmp_path, form):
     bad[3, 3] = np.nan
     onnx.save(chain(W=MIXED["W"], T=bad), tmp_path / "m.onnx")
     with pytest.raises(TensorError, match=r"m\.onnx: tensor 'T' holds NaN.*--exclude 'T'$"):
-        sqo.quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", format=form)
+        sqo.quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", format=form, spec=TWO_PARTS)
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
-    report = sqo.quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", format=form, exclude="T").report
+    report = sqo.quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", format=form, exclude="T", spec=TWO_PARTS).report
     assert [one.outcome for one in report.outcomes] == ["quantized", "kept"]
 
 
@@ -169,5 +170,5 @@ def test_all_of_a_model_is_too_small_for_matmulnbits(tmp_path):
     """Where nothing is left to convert that is said, with the reason, and nothing is written."""
     onnx.save(chain(T=tiny(1)), tmp_path / "m.onnx")
     with pytest.raises(SourceError, match=r"holds nothing to convert \(1 x its scales are too small for float16"):
-        sqo.quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", format="matmulnbits")
+        sqo.quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", format="matmulnbits", spec=TWO_PARTS)
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]

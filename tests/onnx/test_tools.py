@@ -8,7 +8,7 @@ import pytest
 from onnx import helper
 
 import splitquant.onnx as sqo
-from builders.onnx_models import heavy, matmul, model, ops, run, sqnr, value
+from builders.onnx_models import TWO_PARTS, heavy, matmul, model, ops, run, sqnr, value
 from splitquant import QuantSpec
 
 X = np.random.default_rng(9).standard_normal((16, 64)).astype(np.float32)
@@ -64,7 +64,7 @@ def test_openvino_computes_what_onnx_runtime_computes(layer, spec, tmp_path):
 def test_weights_stay_4_bit_in_openvino(tmp_path):
     """OpenVINO keeps the codes of all three parts as u4 in the model it saves."""
     openvino = pytest.importorskip("openvino")
-    made = sqo.quantize(matmul(heavy((256, 256)), batch=("b", 256))).model
+    made = sqo.quantize(matmul(heavy((256, 256)), batch=("b", 256)), spec=TWO_PARTS).model
     converted = openvino_model(made, tmp_path)
     types = [
         node.get_element_type().get_type_name() for node in converted.get_ops() if node.get_type_name() == "Constant"
@@ -189,7 +189,7 @@ def test_simplifiers_leave_the_branches(tool, form, layer):
     """onnxsim and onnxslim over our models: as many branches before as after."""
     simplifier = pytest.importorskip(tool)
     made = matmul() if layer == "matmul" else conv_model()
-    done = (sqo.split(made) if form == "float" else sqo.quantize(made, format=form)).model
+    done = (sqo.split(made) if form == "float" else sqo.quantize(made, format=form, spec=TWO_PARTS)).model
     simple = simplifier.simplify(done)[0] if tool == "onnxsim" else simplifier.slim(done)
     wanted = {"MatMul", "Conv", "MatMulNBits"}
     assert sum(count for op, count in ops(simple).items() if op in wanted) == (3 if form == "float" else 2)

@@ -10,7 +10,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import splitquant.onnx as sqo
-from builders.onnx_models import EXACT, heavy, matmul, model, run, sqnr, value
+from builders.onnx_models import EXACT, TWO_PARTS, heavy, matmul, model, run, sqnr, value
 from splitquant import QuantSpec
 from splitquant.errors import SourceError, SpecError, VerifyError
 from splitquant.onnx.explained import explained
@@ -36,7 +36,7 @@ def test_gemm_becomes_matmul_branches():
     node = helper.make_node("Gemm", ["x", "W", "c"], ["y"], name="fc", transB=1)
     made = model([node], [value("x", [4, 64])], [value("y", [4, 256])], {"W": heavy((256, 64)), "c": heavy((256,))})
     for form in ("qdq", "matmulnbits"):
-        found = sqo.verify(made, sqo.quantize(made, format=form).model)
+        found = sqo.verify(made, sqo.quantize(made, format=form, spec=TWO_PARTS).model)
         assert (found.branches, found.in_kernels) == (2, 2)
 
 
@@ -44,7 +44,7 @@ def test_convolutions_are_counted_as_dequantized():
     """ONNX Runtime has no low-bit convolution on CPU: the count says so."""
     node = helper.make_node("Conv", ["x", "W"], ["y"], name="conv")
     made = model([node], [value("x", [1, 8, 9, 9])], [value("y", [1, 16, 7, 7])], {"W": heavy((16, 8, 3, 3))})
-    found = sqo.verify(made, sqo.quantize(made).model)
+    found = sqo.verify(made, sqo.quantize(made, spec=TWO_PARTS).model)
     assert (found.branches, found.in_kernels, found.dequantized) == (2, 0, 2)
 
 
@@ -148,11 +148,11 @@ def test_verify_takes_files(tmp_path):
 @pytest.mark.parametrize("form", ["qdq", "matmulnbits"])
 def test_only_new_branches_are_counted(form):
     """A layer that the source has in low bits already is no branch of ours."""
-    first = sqo.quantize(matmul(heavy((64, 256))), format="matmulnbits").model
+    first = sqo.quantize(matmul(heavy((64, 256))), format="matmulnbits", spec=TWO_PARTS).model
     first.graph.node[-1].output[0] = "h"
     first.graph.node.append(helper.make_node("MatMul", ["h", "V"], ["y"], name="second"))
     first.graph.initializer.append(numpy_helper.from_array(heavy((256, 256), 1), "V"))
-    found = sqo.verify(first, sqo.quantize(first, format=form).model)
+    found = sqo.verify(first, sqo.quantize(first, format=form, spec=TWO_PARTS).model)
     assert (found.branches, found.in_kernels, found.dequantized, found.folded) == (2, 2, 0, 0)
     assert found.operators["MatMulNBits"] == 4
     assert sqo.verify(first, first).branches == 0
@@ -233,7 +233,7 @@ def _doubled(done):
 def test_outputs_far_below_what_the_weights_explain_fail():
     """0 dB with weights of 40 dB is an error without any bound; a bound of one's own takes its place."""
     made = matmul()
-    out = _doubled(sqo.quantize(made))
+    out = _doubled(sqo.quantize(made, spec=TWO_PARTS))
     with pytest.raises(
         VerifyError, match=r"output 'y' has an SQNR of 0.\d dB, and its weights alone would leave [34]\d.\d dB"
     ):

@@ -162,7 +162,8 @@ def test_16_bit_layers_have_the_grid_in_float32(spec, dtype):
     with torch.no_grad():
         found = quantized(x)
     assert found.dtype == dtype
-    assert torch.allclose(found.float(), expected, rtol=2.0 * torch.finfo(dtype).eps, atol=1e-4)
+    eps = torch.finfo(dtype).eps  # the kernel of the parts' products does not round weights to their own dtype
+    assert torch.allclose(found.float(), expected, rtol=2.0 * eps, atol=max(1e-4, eps / 2.0))
 
 
 @pytest.mark.parametrize("spec", [PAPER, QuantSpec()], ids=str)

@@ -93,7 +93,10 @@ def test_layers(index, axis):
     plain.weight = nn.Parameter(packed.dequantize())
     assert can_carry(layer, "weight", tuple(layer.weight.shape))
     attach(layer, "weight", packed)
-    assert torch.equal(layer(x), plain(x))
+    if isinstance(layer, nn.Linear) and axis == 0:  # a kernel of its own, see test_products.py
+        assert torch.allclose(layer(x), plain(x), atol=1e-6)
+    else:
+        assert torch.equal(layer(x), plain(x))
 
 
 def test_transformers_conv1d():
@@ -104,7 +107,7 @@ def test_transformers_conv1d():
     assert can_carry(layer, "weight", (24, 10))
     attach(layer, "weight", packed)
     x = weight_of((3, 24))
-    assert torch.equal(layer(x), torch.addmm(layer.bias, x, packed.dequantize()))
+    assert torch.allclose(layer(x), torch.addmm(layer.bias, x, packed.dequantize()), atol=1e-6)
 
 
 def test_multihead_attention():
@@ -140,10 +143,12 @@ def test_id_out_of_range():
 
 
 def test_weight_follows_the_input_dtype():
-    """A product decodes in the dtype of its input."""
+    """A product is in the dtype of its input."""
     packed = PackedWeight.from_tensor(weight_of((5, 24)), QuantSpec())
-    x = weight_of((2, 24), torch.bfloat16)
-    assert torch.equal(functional.linear(x, packed), functional.linear(x, packed.dequantize(torch.bfloat16)))
+    for x in (weight_of((2, 24), torch.bfloat16), weight_of((2, 24), torch.float64)):
+        found, expected = functional.linear(x, packed), functional.linear(x, packed.dequantize(x.dtype))
+        assert found.dtype == x.dtype
+        assert torch.allclose(found, expected, rtol=2.0 * torch.finfo(x.dtype).eps, atol=4.0 * torch.finfo(x.dtype).eps)
 
 
 def test_read_like_a_tensor():

@@ -17,6 +17,7 @@ from splitquant.core.rows import unpack_row_scale
 from splitquant.core.split import SplitTensor, levels_from
 from splitquant.errors import SourceError
 from splitquant.format.config import METHOD, parse_table
+from splitquant.format.damage import damage_of, damage_of_ids
 from splitquant.format.dtypes import DTYPE_OF_KIND, DTYPES
 from splitquant.format.planes import Plane, plane_key
 from splitquant.format.weight import Weight
@@ -89,11 +90,20 @@ class QuantizedFolder:
             raise SourceError(f"{path}: is not a report of this version ({error}); quantize the model again") from error
 
     def rows(self, name: str, index: int, first: int, last: int) -> SplitTensor:
-        """Rows `[first, last)` of matrix `index` of a tensor, as the SplitTensor of those rows, channel axis first."""
+        """Rows `[first, last)` of matrix `index` of a tensor, as the SplitTensor of those rows, channel axis first.
+
+        SourceError where their scales or cluster ids cannot be.
+        """
         weight = self.tensors[name]
         planes = {plane.name: self._read_plane(name, plane, index, first, last) for plane in weight.planes}
         clusters, row_scale, zero = planes.get("clusters"), planes.get("row_scale"), planes.get("zero_points")
         scale, offset, levels = levels_from(weight.spec, planes)
+        if row_scale is not None:
+            row_scale = unpack_row_scale(row_scale)
+            _refuse_damage(self.folder, plane_key(name, "row_scale"), damage_of("row_scale", row_scale))
+        if clusters is not None:
+            damage = damage_of_ids(clusters, weight.geometry.cols, weight.spec)
+            _refuse_damage(self.folder, plane_key(name, "clusters"), damage)
         return SplitTensor(
             shape=(last - first, weight.geometry.cols),
             axis=0,
@@ -103,7 +113,7 @@ class QuantizedFolder:
             scale=scale,
             offset=offset,
             levels=levels,
-            row_scale=None if row_scale is None else unpack_row_scale(row_scale),
+            row_scale=row_scale,
             row_scale_kind=weight.scale_kind,
             zero=None
             if zero is None
@@ -154,6 +164,7 @@ def with_table(folder: Folder) -> QuantizedFolder:
     table = parse_table(config, str(file))
     tensors = {name: _with_shape(folder, name, weight) for name, weight in table.items()}
     planes = {plane for name, weight in tensors.items() for plane, _, _ in weight.stored(name)}
+    _refuse_orphans(folder, tensors)
     return QuantizedFolder(
         folder, tensors, kept={name: entry for name, entry in folder.tensors.items() if name not in planes}
     )
@@ -169,7 +180,40 @@ def _with_shape(folder: Folder, name: str, weight: Weight) -> Weight:
     weight = replace(weight, shape=shape)
     for plane, dtype, plane_shape in weight.stored(name):
         _check_plane(folder, plane, dtype, plane_shape)
+    for part in weight.planes:
+        if part.per == "matrix":  # some numbers each; what is of rows is checked when these are read
+            values = _read_whole(folder, plane_key(name, part.name)).view(DTYPES[part.dtype].numpy).reshape(part.shape)
+            _refuse_damage(folder, plane_key(name, part.name), damage_of(part.name, values))
     return weight
+
+
+def _refuse_orphans(folder: Folder, tensors: Mapping[str, Weight]) -> None:
+    """SourceError for planes of a tensor that config.json does not have: it would be taken for other tensors."""
+    for key, entry in folder.tensors.items():
+        name = key.removesuffix(".codes")
+        if name == key or name in tensors or entry.dtype != "U8":
+            continue
+        shape = folder.tensors.get(plane_key(name, "shape"))
+        if shape is not None and shape.dtype == "I64":
+            raise SourceError(
+                f"{folder.path / folder.shard_of[key]}: tensor {key!r} is a plane of {name!r}, which config.json does not have "
+                "among its quantized tensors; the two are not of one folder: copy it again"
+            )
+
+
+def _refuse_damage(folder: Folder, key: str, damage: str) -> None:
+    if damage:
+        raise SourceError(
+            f"{folder.path / folder.shard_of[key]}: tensor {key!r} {damage}; the file is damaged: copy it or quantize again"
+        )
+
+
+def _read_whole(folder: Folder, key: str) -> U8:
+    entry = folder.tensors[key]
+    raw = np.empty(entry.nbytes, np.uint8)
+    with SourceFile(folder.path / folder.shard_of[key]) as file:
+        file.read_into(raw, entry.start)
+    return raw
 
 
 def _read_shape(folder: Folder, name: str) -> tuple[int, ...]:
@@ -178,10 +222,7 @@ def _read_shape(folder: Folder, name: str) -> tuple[int, ...]:
         raise SourceError(
             f"{folder.path}: tensor {plane_key(name, 'shape')!r} is missing or not a list of I64; the folder is incomplete: copy it again"
         )
-    raw = np.empty(entry.nbytes, np.uint8)
-    with SourceFile(folder.path / folder.shard_of[entry.name]) as file:
-        file.read_into(raw, entry.start)
-    shape = tuple(raw.view("<i8").tolist())
+    shape = tuple(_read_whole(folder, entry.name).view("<i8").tolist())
     if min(shape) < 1:
         raise SourceError(
             f"{folder.path}: tensor {plane_key(name, 'shape')!r} holds {shape}; expected positive numbers"

@@ -15,6 +15,7 @@ from splitquant.checkpoint.safetensors import Entry, build_header
 from splitquant.checkpoint.sidecar import small_files_bytes
 from splitquant.core.arrays import U8
 from splitquant.core.rows import from_matrix
+from splitquant.format.config import without_config
 from splitquant.format.dtypes import DTYPE_OF_KIND
 from splitquant.format.planes import plane_key
 from splitquant.report.card import CARD_NAME, source_card
@@ -123,5 +124,4 @@ def _write_small_files(
             "weight_map": dict(sorted(weight_map.items())),
         }
         workplace.write_text(folder.index_name, json.dumps(index, indent=2) + "\n")
-    config = {key: value for key, value in folder.config.items() if key != "quantization_config"}
-    workplace.write_text("config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    workplace.write_text("config.json", json.dumps(without_config(folder.config), indent=2, ensure_ascii=False) + "\n")

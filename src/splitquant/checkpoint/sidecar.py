@@ -9,7 +9,7 @@ from typing import Any
 
 from splitquant.checkpoint.folder import Folder
 from splitquant.checkpoint.stored import stored_names
-from splitquant.format.config import table_to_dict
+from splitquant.format.config import table_to_dict, with_config
 from splitquant.plan.plan import Plan
 from splitquant.report.card import CARD_NAME, model_card, original_card_name
 from splitquant.report.outcome import REPORT_NAME, Report
@@ -52,8 +52,8 @@ def quantization_config(plan: Plan) -> dict[str, Any]:
 
 
 def config_text(folder: Folder, plan: Plan) -> str:
-    """config.json of the output: the source's, with `quantization_config`."""
-    return _json({**folder.config, "quantization_config": quantization_config(plan)})
+    """config.json of the output: the source's, with `quantization_config`, in nested configurations too."""
+    return _json(with_config(folder.config, quantization_config(plan)))
 
 
 def index_text(folder: Folder, plan: Plan) -> str:

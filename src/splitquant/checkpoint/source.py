@@ -34,7 +34,8 @@ def open_float_folder(source: Path) -> Folder:
 
 
 def float_folder(folder: Folder) -> Folder:
-    """A folder that holds plain floats; SourceError for any other."""
+    """A folder that holds the plain floats of a model; SourceError for any other."""
+    _refuse_adapter(folder)
     _refuse_quantized(folder)
     return folder
 
@@ -56,6 +57,16 @@ def read_plan(folder: Folder, file: Path) -> Plan:
     plan = plan_from_dict(read_edited_json(file), folder_layers(folder), str(file))
     refuse_clashes(plan)
     return plan
+
+
+def _refuse_adapter(folder: Folder) -> None:
+    """The matrices of an adapter belong to a base model, and PEFT, which loads them, knows no packed weights."""
+    names = [shard.name for shard in folder.shards]
+    if "adapter_config.json" in folder.other_files and all(name.startswith("adapter") for name in names):
+        raise SourceError(
+            f"{folder.path}: is an adapter (adapter_config.json, {names[0]}), not a model; quantize its base model and put the "
+            "adapter onto that, or merge the two first, with peft: PeftModel.from_pretrained(base, adapter).merge_and_unload()"
+        )
 
 
 def _refuse_quantized(folder: Folder) -> None:

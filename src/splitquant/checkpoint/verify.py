@@ -16,6 +16,7 @@ from splitquant.core.error import NO_ERROR, ErrorFigures, ErrorSums, figures_of
 from splitquant.core.floats import to_float32
 from splitquant.core.reference import row_errors
 from splitquant.errors import VerifyError
+from splitquant.format.config import KEY, with_config, without_config
 from splitquant.format.dtypes import DTYPES
 from splitquant.report.card import CARD_NAME
 from splitquant.report.outcome import REPORT_NAME, Outcome, Report
@@ -84,8 +85,13 @@ def _check_inventory(folder: Folder, quantized: QuantizedFolder, report: Report)
     for name in (*kept, *quantized.tensors, *outcomes):
         if name not in folder.tensors:
             raise VerifyError(f"{place}: tensor {name!r} is not in the source {folder.path}")
-    if {**quantized.folder.config, "quantization_config": None} != {**folder.config, "quantization_config": None}:
+    table = quantized.folder.config[KEY]
+    if without_config(quantized.folder.config) != without_config(folder.config):
         raise VerifyError(f"{place / 'config.json'}: differs from the source's in more than quantization_config")
+    if quantized.folder.config != with_config(folder.config, table):
+        raise VerifyError(
+            f"{place / 'config.json'}: has another quantization_config in a nested configuration than its own"
+        )
     for name in folder.other_files:
         if name not in (CARD_NAME, REPORT_NAME) and not _same_file(folder.path / name, place / name):
             raise VerifyError(f"{place / name}: is missing or differs from the source's")

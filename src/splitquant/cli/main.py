@@ -42,8 +42,10 @@ def main(
     """Plain linear low-bit quantization that works: no GPU, no calibration data, any architecture."""
     if version:
         from splitquant.core.kernels import kernels
+        from splitquant.core.products import product_kernel
 
-        typer.echo(f"splitquant {__version__} ({kernels().name} kernels)")
+        products = product_kernel() or "decoded weights"
+        typer.echo(f"splitquant {__version__} ({kernels().name} kernels; products by {products})")
         raise typer.Exit
 
 

@@ -32,7 +32,7 @@ def quantize(
     source: Source,
     output: Output,
     *,
-    bits: Annotated[int | None, typer.Option(min=2, max=8, help="Bits of a code. [default: 4]")] = None,
+    bits: Annotated[int | None, typer.Option(min=2, max=8, help="Bits of a code. [default: 4; .onnx: 8]")] = None,
     clusters: Annotated[
         int | None,
         typer.Option(
@@ -40,16 +40,18 @@ def quantize(
             "-k",
             min=1,
             max=8,
-            help="Clusters per tensor. [default: 4 fused, 3 parallel; .onnx: 2 (INT4)]",
+            help="Clusters per tensor. [default: 4 fused, 3 parallel; .onnx: 1]",
         ),
     ] = None,
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="min_error, kmeans (the paper), magnitude, residual or lloyd. [default: min_error; .onnx: residual (INT4)]"
+            help="min_error, kmeans (the paper), magnitude, residual or lloyd. [default: min_error; of two parts in .onnx residual]"
         ),
     ] = None,
-    granularity: Annotated[str | None, typer.Option(help="channel, tensor or group:N. [default: channel]")] = None,
+    granularity: Annotated[
+        str | None, typer.Option(help="channel, tensor or group:N. [default: channel; .onnx up to 4 bits: group:32]")
+    ] = None,
     layout: Annotated[
         str | None,
         typer.Option(

@@ -13,6 +13,8 @@ from splitquant.format.weight import Weight
 METHOD = "splitquant"
 FORMAT_VERSIONS = (1, 2)
 """Those that are read; 2 added own zero_points. A writer takes the least that says all."""
+KEY = "quantization_config"
+_TOWERS = frozenset({"text_config", "vision_config", "audio_config"})
 _KEYS = frozenset({"quant_method", "format_version", "specs", "tensors"})
 _ENTRY_KEYS = frozenset({"spec", "dtype", "axis", "stack"})
 
@@ -80,3 +82,30 @@ def table_to_dict(tensors: Mapping[str, Weight]) -> dict[str, Any]:
         "specs": [spec.to_stored() for spec in specs],
         "tensors": items,
     }
+
+
+def with_config(config: Mapping[str, Any], quantization: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json with a `quantization_config`, in the configurations nested in it too: a tower is loaded by its own.
+
+    Nested configurations are those that name their model_type, or are called as a tower's.
+    """
+    nested = {
+        key: with_config(value, quantization)
+        for key, value in config.items()
+        if isinstance(value, Mapping) and (_names_a_model(value) or key in _TOWERS)
+    }
+    return {**config, **nested, KEY: quantization}
+
+
+def without_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `with_config`: a config.json without any `quantization_config`, nested ones included."""
+    return {
+        key: without_config(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key != KEY
+    }
+
+
+def _names_a_model(config: Mapping[str, Any]) -> bool:
+    model_type = config.get("model_type")
+    return isinstance(model_type, str) and model_type != ""

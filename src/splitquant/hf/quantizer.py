@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 from transformers.quantizers.base import HfQuantizer
 
 from splitquant.errors import SourceError, TensorError
@@ -118,10 +120,15 @@ class SplitQuantizer(HfQuantizer):  # type: ignore[misc] # transformers is not t
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         state, self.quantization_config.tensors = state_and_table(model, self._places().home)
         model.config.quantization_config = self.quantization_config
+        for nested in _nested(model.config):  # by which a tower of the folder is loaded
+            nested.quantization_config = self.quantization_config.to_dict()
         return state, {}
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
-        unpack_all(model, dtype)
+        # A composite configuration holds its dtype by name.
+        unpack_all(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        for nested in _nested(model.config):
+            nested.__dict__.pop("quantization_config", None)
         forget(model)
         return model
 
@@ -160,12 +167,25 @@ class SplitQuantizer(HfQuantizer):  # type: ignore[misc] # transformers is not t
         if len(lost) == len(routes.by_name) > 0:
             raise SourceError(_no_place(lost[0], model, "nothing quantized in it has one"))
         missing = routes.missing_keys
+        for route in lost:  # the same layer under another prefix: nothing that a new head could explain
+            twin = next((key for key in sorted(missing) if _same_layer(route.name, key)), None)
+            if twin is not None:
+                raise SourceError(_no_place(route, model, f"the model's {twin!r} got no values"))
         if lost and missing and type(model).__name__ in (model.config.architectures or ()):
             raise SourceError(_no_place(lost[0], model, f"the model's {min(missing)!r} got no values"))
         if routes.unpacked:
             logger.info(
                 "loaded as floats, since their layers cannot carry packed weights: %s", ", ".join(routes.unpacked)
             )
+
+
+def _nested(config: Any) -> Iterator[Any]:
+    """The configurations of the towers of a composite model, and of theirs."""
+    for key in type(config).sub_configs:
+        nested = getattr(config, key, None)
+        if isinstance(nested, PretrainedConfig):
+            yield nested
+            yield from _nested(nested)
 
 
 def _dtype_of(model: Any, name: str) -> torch.dtype | None:
@@ -180,6 +200,13 @@ def _ignored(model: Any, name: str) -> bool:
     """Whether the model's class says that it does without this tensor."""
     patterns = model._keys_to_ignore_on_load_unexpected or ()  # noqa: SLF001 - transformers' own registry
     return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _same_layer(name: str, other: str) -> bool:
+    """Whether two names end alike from the number of a layer on, or one is the other below a prefix."""
+    a, b = name.split(".")[::-1], other.split(".")[::-1]
+    alike = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return alike == min(len(a), len(b)) > 1 or any(part.isdecimal() for part in a[:alike])
 
 
 def _no_place(route: Route, model: Any, why: str) -> str:

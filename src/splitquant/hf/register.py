@@ -26,10 +26,36 @@ _failure: Exception | None = None
 def install() -> None:
     """Register with transformers now, if it is there, or as soon as it is imported. Calling it again does nothing."""
     with _lock:
-        if AUTO in sys.modules and getattr(sys.modules[AUTO], "register_quantizer", None) is not None:
-            _register(sys.modules[AUTO])
+        auto = sys.modules.get(AUTO)
+        spec = getattr(auto, "__spec__", None)
+        if auto is not None and getattr(spec, "_initializing", False) and type(spec) is ModuleSpec:
+            spec.__class__ = _Executing  # it imports PyTorch, which has just called `autoload`
+        elif auto is not None and getattr(auto, "register_quantizer", None) is not None:
+            _register(auto)
         elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
             sys.meta_path.insert(0, _Finder())
+
+
+def autoload() -> None:
+    """What PyTorch calls when it is imported (entry point group `torch.backends`): then our folders load without a word.
+
+    It costs the import of this package, which loads no framework, and never fails. TORCH_DEVICE_BACKEND_AUTOLOAD=0, PyTorch's
+    own switch, turns it off.
+    """
+    install()
+
+
+class _Executing(ModuleSpec):
+    """The spec of a module that is being executed: when it is told that this is over, it registers."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "_initializing" and not value:
+            self.__class__ = ModuleSpec  # type: ignore[assignment]
+            if AUTO in sys.modules:  # it came to its end
+                _register(sys.modules[AUTO])
+            else:
+                install()
 
 
 def registration_failure() -> Exception | None:

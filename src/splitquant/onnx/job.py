@@ -16,6 +16,7 @@ from onnx import ModelProto
 
 from splitquant.errors import SourceError
 from splitquant.onnx.assembly import Assembly
+from splitquant.onnx.forms.form import as_possible
 from splitquant.onnx.forms.options import TABLES, OnnxForm, checked_embeddings, usual_spec
 from splitquant.onnx.graph.fold import fold_weights
 from splitquant.onnx.graph.opset import FIRST_WITH_DEFAULTS, inline_functions, raise_opset
@@ -30,7 +31,7 @@ from splitquant.onnx.wire.sink import Sink
 from splitquant.onnx.wire.source import Source
 from splitquant.plan.decide import decide, kept
 from splitquant.plan.options import PlanOptions
-from splitquant.plan.plan import Plan
+from splitquant.plan.plan import Decision, Plan
 from splitquant.plan.planner import Frontier, Goal, PricedPlan, frontier_of
 from splitquant.plan.recipe import Recipe
 from splitquant.plan.saved import plan_from_dict
@@ -188,7 +189,7 @@ def prepare_model(
     form = OnnxForm(**storage, target=options.target)
     if options.by_size and options.target is None:
         options = replace(options, target=USUAL_TARGET)
-    recipe, goal = options.recipe(usual_spec), options.goal()
+    recipe, goal = options.recipe(partial(usual_spec, form)), options.goal()
     if goal is None and options.plan_file is None:
         recipe = replace(recipe, spec=form.checked(recipe.spec))
     if recipe.embeddings is not None:
@@ -221,10 +222,10 @@ def _planned(  # noqa: PLR0913, PLR0917 - the second half of `prepare_model`
     if options.plan_file is not None:
         file = Path(options.plan_file)
         plan = plan_from_dict(read_edited_json(file), layers, str(file), costs.price, job.storage.checked_for)
-        return replace(job, plan=plan)
+        return replace(job, plan=_possible(plan, job))
     if goal is None:
         plan = decide(layers, recipe, costs.price, what=_NODES, more_names=more_names, may_grow=grows)
-        return replace(job, plan=plan)
+        return replace(job, plan=_possible(plan, job))
     budget = resources.budget(len(layers))
     goal = replace(goal, of_embeddings=TABLES)
     wide = suspected_of_wide_scales(job.layers, budget)
@@ -241,6 +242,20 @@ def _planned(  # noqa: PLR0913, PLR0917 - the second half of `prepare_model`
         wide, told = wide | more, lambda _: None
     job = replace(job, plan=chosen.plan, frontier=frontier, chosen=chosen)
     return job if goal.nbytes is None else _filled(job, goal.nbytes, budget)
+
+
+def _possible(plan: Plan, job: OnnxJob) -> Plan:
+    """The plan with the specs that its layers get where theirs cannot be: convolutions have no groups."""
+    operands = {found.layer.name: found.operand for found in job.layers}
+
+    def possible(decision: Decision) -> Decision:
+        operand = operands[decision.name]
+        if decision.spec is None or operand is None:
+            return decision
+        spec, remark = as_possible(operand, decision.spec, job.storage)
+        return replace(decision, spec=spec, reason="; ".join(filter(None, (decision.reason, remark))))
+
+    return Plan(tuple(map(possible, plan.decisions)))
 
 
 def _filled(job: OnnxJob, nbytes: int, budget: MemoryBudget) -> OnnxJob:

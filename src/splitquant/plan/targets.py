@@ -83,6 +83,7 @@ class Target:
         codebook: any levels, one table per tensor, codes are indices; else integer layers, with zero in every grid.
         narrow: whether the target's own quantizer lays symmetric grids as we do: at 4 bits codes from -7 to 7, absmax / 7
             apart. Asymmetric min-max grids need no such field: all of these tools lay them as we do.
+        one_layer: whether one layer of 8 bits (of 4 bits in groups of 32) is what it runs best, and several parts are no gain.
         own: the granularity that the target's own quantizer takes unless told otherwise ("": the default of `grids`).
     """
 
@@ -92,6 +93,7 @@ class Target:
     symmetric: bool = False
     codebook: bool = False
     narrow: bool = False
+    one_layer: bool = False
     own: str = ""
 
     def kind(self, *, symmetric: bool, refit: bool) -> GridKind:
@@ -143,8 +145,14 @@ _TARGETS = (
     Target("linear-asym", "integer layers with a scale and a zero point", dict.fromkeys(_WIDTHS, _ANY), narrow=True),
     Target("linear-sym", "integer layers with a scale", dict.fromkeys(_WIDTHS, _ANY), symmetric=True, narrow=True),
     Target("codebook", "indices into a table of floats", dict.fromkeys(_WIDTHS, _ANY), codebook=True),
-    Target("onnxruntime", "ONNX Runtime on a CPU", dict.fromkeys((2, 4, 8), (*_ROWS, *_BLOCKS)), own="group:128"),
-    Target("openvino", "OpenVINO on a CPU", {4: (*_ROWS, *_BLOCKS), 8: _ROWS}, own="group:128"),
+    Target(
+        "onnxruntime",
+        "ONNX Runtime on a CPU",
+        dict.fromkeys((2, 4, 8), (*_ROWS, *_BLOCKS)),
+        one_layer=True,
+        own="group:128",
+    ),
+    Target("openvino", "OpenVINO on a CPU", {4: (*_ROWS, *_BLOCKS), 8: _ROWS}, one_layer=True, own="group:128"),
     Target("intel-npu", "OpenVINO on an Intel NPU", {4: ("channel", "group:128"), 8: ("channel",)}, symmetric=True),
     Target("coreml", "Core ML palettes", dict.fromkeys((2, 3, 4, 6, 8), ("tensor", "channel")), codebook=True),
     Target("litert", "LiteRT (TensorFlow Lite)", dict.fromkeys((4, 8), (*_ROWS, *_BLOCKS[1:])), symmetric=True),
@@ -171,7 +179,10 @@ def spec_for(target: str, *, refit: bool = False, **explicit: Any) -> QuantSpec:
     Raises SpecError for an unknown name, and for what the target cannot run.
     """
     goal = target_of(target)
-    values: dict[str, Any] = {"bits": 4, "symmetric": goal.symmetric, **explicit}
+    usual: dict[str, Any] = {"bits": 4}
+    if goal.one_layer and not refit and not explicit.get("clusters") and not explicit.get("strategy"):
+        usual = {"bits": 8, "clusters": 1, **({"granularity": "group:32"} if explicit.get("bits") in (2, 4) else {})}
+    values: dict[str, Any] = {**usual, "symmetric": goal.symmetric, **explicit}
     bits, clusters, strategy = values["bits"], values.get("clusters") or 0, values.get("strategy")
     QuantSpec(bits=bits, clusters=clusters)  # refuses what are no numbers of either
     if goal.codebook and refit:

@@ -40,8 +40,12 @@ def decode_rows(planes: Planes, weight: Weight, dtype: torch.dtype | None = None
 
 
 def _is_traced() -> bool:
-    """Whether operations are being recorded (torch.export, torch.compile, torch.jit.trace), which kernels would escape."""
-    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None  # noqa: SLF001 - as torch.jit does
+    """Whether operations are being recorded (torch.export, torch.compile, torch.jit.trace, torch.func), which kernels would escape."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None  # noqa: SLF001 - as torch.jit does
+        or torch._C._functorch.peek_interpreter_stack() is not None  # noqa: SLF001 - transforms of torch.func
+    )
 
 
 def _decode_with_kernels(planes: Planes, spec: QuantSpec, cols: int, dtype: torch.dtype) -> torch.Tensor:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map
 
+from splitquant.core.products import most_tokens, product_kernel
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import SplitTensor
 from splitquant.errors import TensorError
@@ -22,6 +23,7 @@ from splitquant.format.weight import Weight
 from splitquant.torch.activations import DynamicInt8
 from splitquant.torch.decode import LEVEL_PLANES, decode, decode_rows, unpacked_zero_points
 from splitquant.torch.packing import KIND_OF_TORCH, TORCH_OF_KIND, planes_from, quantize_tensor
+from splitquant.torch.products import can_multiply, linear, numbers_for, say_once
 
 PLANES = ("codes", "clusters", *LEVEL_PLANES, "row_scale", "zero_points")
 _TENSOR_NAMES = frozenset(name for name in dir(torch.Tensor) if not name.startswith("_"))
@@ -65,6 +67,7 @@ class PackedWeight(nn.Module):
         self.packing = packing
         self._shape = torch.tensor(packing.shape, dtype=torch.int64, device="cpu")  # one, so that tied names share it
         self._dtype = TORCH_OF_KIND[packing.kind] if dtype is None else dtype
+        self._numbers, self._most_tokens = numbers_for(packing), most_tokens()
         self._is_hf_initialized = True  # transformers must not draw random numbers into it
 
     @classmethod
@@ -243,6 +246,13 @@ class PackedWeight(nn.Module):
                 self._buffers[name] = moved if moved.dtype == plane.dtype else plane.to(moved.device)
         return self
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._numbers, self._most_tokens = (
+            numbers_for(self.packing),
+            most_tokens(),
+        )  # it may have been pickled on a machine with other kernels
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "shape"] = self._shape
@@ -275,7 +285,8 @@ class PackedWeight(nn.Module):
 
     def extra_repr(self) -> str:
         inputs = "" if self.activations is None else f", activations {self.activations}"
-        return f"{list(self.packing.shape)}, {self.packing.spec}, {self._dtype}{inputs}"
+        product = "decoded" if self._numbers is None else product_kernel()
+        return f"{list(self.packing.shape)}, {self.packing.spec}, {self._dtype}{inputs}, product {product}"
 
     def _planes(self) -> dict[str, torch.Tensor]:
         return {name: plane for name, plane in self._buffers.items() if plane is not None}
@@ -315,8 +326,40 @@ def _layer(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
         return leaf.to(ready.dtype) if _is_float_tensor(leaf) else leaf
 
     args = (*args[:place], ready, *args[place + 1 :])
-    out = func(*tree_map(follows, args), **tree_map(follows, kwargs))
+    # The law of a grid is about the weight as it is stored, which kernels do not round to the last bit.
+    out = _by_kernel(func, args, kwargs, packed, ready) if grid is None else None
+    if out is None:
+        out = func(*tree_map(follows, args), **tree_map(follows, kwargs))
     return out if grid is None else out.to(x.dtype)
+
+
+def _by_kernel(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], packed: PackedWeight, x: torch.Tensor
+) -> torch.Tensor | None:
+    """The product by a compiled kernel, without a decoded weight; None where there is none for it."""
+    if func is functional.linear:
+        axis, weight, bias = 0, *(_argument(args, kwargs, at, name) for at, name in ((1, "weight"), (2, "bias")))
+    elif func is torch.addmm and not kwargs and len(args) == 3:
+        axis, weight, bias = 1, args[2], args[0]
+    else:
+        return None
+    if not can_multiply(x) or (bias is not None and not (_is_float_tensor(bias) and can_multiply(bias))):
+        return None
+    numbers = packed._numbers  # noqa: SLF001 - of this module's own class
+    if numbers is None:
+        say_once(packed.packing)
+        return None
+    ours = weight is packed and packed.packing.axis == axis and packed.codes.device.type == "cpu"
+    fits = x.shape[-1:] == (numbers.cols,) and (axis == 0 or x.ndim == 2)
+    if not ours or not fits or (bias is not None and bias.shape != (numbers.rows,)):
+        return None
+    if x.numel() > packed._most_tokens * numbers.cols:  # noqa: SLF001
+        return None
+    return linear(x, packed._planes(), numbers, None if bias is None else bias.to(x.dtype))  # noqa: SLF001
+
+
+def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int, name: str) -> Any:
+    return args[place] if place < len(args) else kwargs.get(name)
 
 
 def _embedding(

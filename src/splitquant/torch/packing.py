@@ -14,8 +14,9 @@ from splitquant.core.rows import pack_row_scale
 from splitquant.core.spec import QuantSpec
 from splitquant.core.split import SplitTensor, level_planes, quantize_array
 from splitquant.errors import TensorError
+from splitquant.format.damage import damage_of, damage_of_ids
 from splitquant.format.dtypes import DTYPE_OF_KIND, DTYPES
-from splitquant.format.planes import plane_key
+from splitquant.format.planes import Plane, plane_key
 from splitquant.format.weight import Weight
 
 TORCH_OF_KIND: dict[Kind, torch.dtype] = {kind: getattr(torch, dtype.torch) for kind, dtype in DTYPE_OF_KIND.items()}
@@ -29,7 +30,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def check_planes(name: str, weight: Weight, planes: dict[str, torch.Tensor]) -> None:
-    """Raise TensorError, naming the plane, unless every plane of a weight is there with its dtype and shape."""
+    """Raise TensorError, naming the plane, unless every plane of a weight is there with its dtype and shape, and undamaged."""
     for plane in weight.planes:
         found = planes.get(plane.name)
         if found is None:
@@ -42,6 +43,20 @@ def check_planes(name: str, weight: Weight, planes: dict[str, torch.Tensor]) -> 
                 f"tensor {plane_key(name, plane.name)!r} is {found.dtype} {list(found.shape)}; expected {expected} "
                 f"{list(plane.shape)} by config.json: quantize the model again"
             )
+        damage = "" if found.is_meta else _damage(plane, found, weight)
+        if damage:
+            raise TensorError(
+                f"tensor {plane_key(name, plane.name)!r} {damage}; the file is damaged: copy it or quantize again"
+            )
+
+
+def _damage(plane: Plane, found: torch.Tensor, weight: Weight) -> str:
+    if found.dtype.is_floating_point:
+        return damage_of(plane.name, found.detach().float().cpu().numpy())
+    if plane.name == "clusters":
+        g = weight.geometry
+        return damage_of_ids(found.detach().cpu().numpy().reshape(g.count * g.rows, -1), g.cols, weight.spec)
+    return ""
 
 
 def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:

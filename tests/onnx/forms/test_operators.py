@@ -12,6 +12,7 @@ from builders.onnx_models import (
     BFLOAT16,
     FLOAT,
     FLOAT16,
+    TWO_PARTS,
     heavy,
     matmul,
     model,
@@ -172,7 +173,7 @@ def test_half_weights(data_type):
     made = model([node], [value("x", [3, 64], data_type)], [value("y", [3, 64], data_type)], [proto], opset=17)
     parts = [numpy_helper.to_array(one).astype(np.float32) for one in sqo.split(made).model.graph.initializer]
     np.testing.assert_array_equal(sum(parts), numpy_helper.to_array(proto).astype(np.float32))
-    done = sqo.quantize(made)
+    done = sqo.quantize(made, spec=TWO_PARTS)
     assert done.report.outcomes[0].figures.sqnr_db > 20
     assert ops(done.model).get("Cast", 0) == (0 if data_type == FLOAT16 else 2)
     onnx.checker.check_model(done.model, full_check=True)

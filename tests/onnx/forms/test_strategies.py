@@ -178,7 +178,7 @@ def test_the_command_line(tmp_path):
         firsts.append(float_parts(onnx.load(tmp_path / f"{name}.onnx"))[0])
     assert not np.array_equal(*firsts)
     out = tmp_path / "int8.onnx"
-    words = ["quantize", str(tmp_path / "m.onnx"), "-o", str(out), "-q", "--activations", "int8-tensor"]
+    words = ["quantize", str(tmp_path / "m.onnx"), "-o", str(out), "-q", "-k", "2", "--activations", "int8-tensor"]
     assert CliRunner().invoke(app, words).exit_code == 0
     assert ops(onnx.load(out))["MatMulInteger"] == 2
 

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import splitquant.onnx as sqo
 from builders.onnx_models import (
+    TWO_PARTS,
     X,
     branch,
     heavy,
@@ -34,9 +35,9 @@ def test_opset_is_raised_as_far_as_needed():
 
     made = matmul(opset=13)
     assert opset(sqo.split(made)) == 13
-    assert opset(sqo.quantize(made, format="matmulnbits")) == 13
+    assert opset(sqo.quantize(made, format="matmulnbits", spec=TWO_PARTS)) == 13
     assert opset(sqo.quantize(made, spec=QuantSpec(bits=8, clusters=1))) == 13
-    assert opset(sqo.quantize(made)) == 21
+    assert opset(sqo.quantize(made, spec=TWO_PARTS)) == 21
     assert opset(sqo.quantize(made, spec=QuantSpec(bits=2, layout="parallel"))) == 25
 
 
@@ -45,7 +46,7 @@ def test_opset_that_cannot_be_raised():
     nodes = [helper.make_node("MatMul", ["x", "W"], ["h"]), helper.make_node("NoSuchOperator", ["h"], ["y"])]
     made = model(nodes, [value("x", ["b", 64])], [value("y", ["b", 48])], {"W": heavy((64, 48))}, opset=13)
     with pytest.raises(SourceError, match=r"opset 13, its low-bit types need 21.*--format matmulnbits"):
-        sqo.quantize(made)
+        sqo.quantize(made, spec=TWO_PARTS)
 
 
 @pytest.mark.parametrize("opset", [7, 9, 12])
@@ -56,8 +57,8 @@ def test_models_of_ir_version_3(opset):
     made = model([node], inputs, [value("y", ["b", 48])], {"W": heavy((64, 48)), "c": heavy((48,))}, opset=opset)
     made.ir_version = 3
     near(made, sqo.split(made), least=100)
-    near(made, sqo.quantize(made))
-    near(made, sqo.quantize(made, format="matmulnbits"))
+    near(made, sqo.quantize(made, spec=TWO_PARTS))
+    near(made, sqo.quantize(made, format="matmulnbits", spec=TWO_PARTS))
 
 
 def test_local_functions_are_inlined():
@@ -77,7 +78,7 @@ def test_local_functions_are_inlined():
     )
     made.functions.append(function)
     made.opset_import.append(helper.make_opsetid("local", 1))
-    done = sqo.quantize(made)
+    done = sqo.quantize(made, spec=TWO_PARTS)
     near(made, done)
     assert len(done.report.changed) == 2
     assert any("Block" in note for note in done.report.notes)
@@ -92,7 +93,7 @@ def test_functions_of_another_opset():
     )
     made.opset_import.append(helper.make_opsetid("local", 1))
     made.graph.node[0].CopyFrom(helper.make_node("Block", ["x", "W"], ["y"], domain="local"))
-    done = sqo.quantize(made)
+    done = sqo.quantize(made, spec=TWO_PARTS)
     assert [node.kind for node in done.report.changed] == ["MatMul"]
     assert "1 local functions were inlined" in done.report.notes[0]
     near(made, done)
@@ -125,7 +126,7 @@ def test_metadata_survives_the_converter():
     made.graph.node.append(helper.make_node("Relu", ["h"], ["y"], name="relu"))
     for part in (made, made.graph, made.graph.node[1]):
         part.metadata_props.add(key="made", value="by us")
-    done = sqo.quantize(made).model
+    done = sqo.quantize(made, spec=TWO_PARTS).model
     for part in (done, done.graph, done.graph.node[-1]):
         assert [entry.value for entry in part.metadata_props] == ["by us"]
 
@@ -141,7 +142,7 @@ def test_subgraphs_and_types_survive_the_converter():
     made.graph.input[0].type.denotation = "TENSOR"
     made.graph.input[0].type.tensor_type.shape.dim[0].denotation = "DATA_BATCH"
     name = made.graph.node[0].attribute[0].name
-    done = sqo.quantize(made).model
+    done = sqo.quantize(made, spec=TWO_PARTS).model
     (found,) = [attribute.g for attribute in done.graph.node[0].attribute if attribute.name == name]
     for part in (found, found.output[0], done.graph.input[0]):
         assert [entry.value for entry in part.metadata_props] == ["by us"]
@@ -215,7 +216,7 @@ def test_group_norms_of_opset_18_mean_the_same():
     made = model([conv, norm], inputs, outputs, {"W": heavy((6, 4, 3, 3)), **more}, opset=18)
     feeds = {"x": heavy((2, 4, 6, 5), 3)}
     near(made, _Held(raise_opset(_copy(made), 21, "model")[0]), feeds, least=90)
-    near(made, sqo.quantize(made, include=["W"]), feeds, least=15)
+    near(made, sqo.quantize(made, include=["W"], spec=TWO_PARTS), feeds, least=15)
 
 
 class _Held:
@@ -247,7 +248,7 @@ def test_what_a_model_says_of_itself_survives(form):
         key="SCALE_TENSOR", value="s"
     )
     made.graph.initializer.append(numpy_helper.from_array(np.float32(2), "s"))
-    done = sqo.quantize(made, format=form).model
+    done = sqo.quantize(made, format=form, spec=TWO_PARTS).model
     assert (done.producer_name, done.producer_version, done.model_version, done.domain) == (
         "a tool",
         "3",
@@ -266,17 +267,17 @@ def test_what_nobody_raises_rightly_is_refused():
     inputs, outputs, weights = [value("x", [1, 4, 6, 6])], [value("y", list("nchw"))], {"W": heavy((6, 4, 3, 3))}
     drop = helper.make_node("Dropout", ["h"], ["z", "y"], name="drop")
     with pytest.raises(SourceError, match=r"node 'drop' .Dropout. returns its mask"):
-        sqo.quantize(model([conv, drop], inputs, outputs, weights, opset=10))
+        sqo.quantize(model([conv, drop], inputs, outputs, weights, opset=10), spec=TWO_PARTS)
     resize = helper.make_node("Resize", ["h", "s"], ["y"], name="re", mode="nearest")
     with pytest.raises(SourceError, match=r"node 're' .Resize. takes the nearest pixel"):
-        sqo.quantize(model([conv, resize], [*inputs, value("s", [4])], outputs, weights, opset=10))
+        sqo.quantize(model([conv, resize], [*inputs, value("s", [4])], outputs, weights, opset=10), spec=TWO_PARTS)
     state = helper.make_graph(
         [helper.make_node("MatMul", ["a", "W"], ["b"])], "body", [value("a", [1, 64])], [value("b", [1, 48])]
     )
     scan = helper.make_node("Scan", ["", "x"], ["y"], name="over", body=state, num_scan_inputs=1)
     made = model([scan], [value("x", [1, 5, 1, 64])], [value("y", list("nchw"))], {"W": heavy((64, 48))}, opset=8)
     with pytest.raises(SourceError, match=r"node 'over' .Scan. goes over a batch"):
-        sqo.quantize(made)
+        sqo.quantize(made, spec=TWO_PARTS)
 
 
 def test_hardmax_means_the_same_in_a_later_opset():
@@ -299,7 +300,7 @@ def _region(opset):
 def test_operators_whose_new_version_the_runtime_lacks_are_refused():
     """INT2 asks for opset 25, where RoiAlign has a version that does not load; INT4 asks for 21 and is fine."""
     made = _region(16)
-    near(made, sqo.quantize(made), {"x": heavy((1, 4, 6, 6), 3)})
+    near(made, sqo.quantize(made, spec=TWO_PARTS), {"x": heavy((1, 4, 6, 6), 3)})
     with pytest.raises(SourceError, match=r"has to be raised to 25.*does not load it.*RoiAlign"):
         sqo.quantize(made, spec=QuantSpec(bits=2, layout="parallel"))
 
@@ -309,7 +310,7 @@ def test_a_raised_model_that_does_something_else_names_the_operator(monkeypatch)
     made = _of_images("Resize", 10, mode="linear")
     monkeypatch.setattr("splitquant.onnx.graph.opset.mend_meanings", lambda *_: None)
     with pytest.raises(SourceError, match=r"opset 10 has to be raised to 21.*Resize .node 'y'. does not do the same"):
-        sqo.quantize(made)
+        sqo.quantize(made, spec=TWO_PARTS)
 
 
 def test_a_source_that_does_not_run_is_raised_with_a_note():
@@ -318,8 +319,8 @@ def test_a_source_that_does_not_run_is_raised_with_a_note():
     made.graph.node[0].output[0] = "h"
     made.graph.node.append(helper.make_node("Own", ["h"], ["y"], domain="org.example"))
     made.opset_import.append(helper.make_opsetid("org.example", 1))
-    assert any("does not run in ONNX Runtime" in note for note in sqo.quantize(made).report.notes)
-    assert not any("ONNX Runtime" in note for note in sqo.quantize(matmul(opset=13)).report.notes)
+    assert any("does not run in ONNX Runtime" in note for note in sqo.quantize(made, spec=TWO_PARTS).report.notes)
+    assert not any("ONNX Runtime" in note for note in sqo.quantize(matmul(opset=13), spec=TWO_PARTS).report.notes)
 
 
 def test_windows_larger_than_made_up_inputs_are_no_difference():
@@ -330,4 +331,4 @@ def test_windows_larger_than_made_up_inputs_are_no_difference():
     ]
     inputs, outputs = [value("x", [1, 8, "a", "b", "c"])], [value("y", list("ncdhw"))]
     made = model(nodes, inputs, outputs, {"W": heavy((16, 8, 3, 3, 3))}, opset=18)
-    near(made, sqo.quantize(made), {"x": heavy((1, 8, 32, 32, 32), 3)})
+    near(made, sqo.quantize(made, spec=TWO_PARTS), {"x": heavy((1, 8, 32, 32, 32), 3)})

@@ -221,13 +221,13 @@ def test_lines_that_end_within_bytes_get_all_the_memory(tmp_path):
     path, out = tmp_path / "odd.onnx", tmp_path / "out.onnx"
     weight = heavy((1024, 4097), 3)
     onnx.save(matmul(weight, batch=("b", 1024)), path)
-    sqo.quantize(path, out, max_memory="310MB", threads=4)
+    sqo.quantize(path, out, QuantSpec(4, 2, "residual"), max_memory="310MB", threads=4)
     few = tmp_path / "few.onnx"
-    sqo.quantize(path, few, threads=1)
+    sqo.quantize(path, few, QuantSpec(4, 2, "residual"), threads=1)
     assert out.read_bytes() == few.read_bytes()
     onnx.save(matmul(heavy((4096, 8193), 3), batch=("b", 4096)), path)
     with pytest.raises(TensorError, match="raise it, take the format matmulnbits"):
-        sqo.quantize(path, out, max_memory="220MB", threads=1, force=True)
+        sqo.quantize(path, out, QuantSpec(4, 2, "residual"), max_memory="220MB", threads=1, force=True)
 
 
 def test_text_that_is_not_utf8(tmp_path):

@@ -166,7 +166,7 @@ def form_of(
     """
     if operand.kind == "embedding":
         return _embedding(operand, kind, spec)
-    spec, remark = _as_possible(operand, spec, storage)
+    spec, remark = as_possible(operand, spec, storage)
     if storage.format == "float":
         return Form("float", operand, spec, kind, 0, 0, TensorProto.UNDEFINED, full_range=storage.full_range), remark
     stored_bits = _stored_bits(spec)
@@ -232,7 +232,7 @@ def _stored_bits(spec: QuantSpec) -> int:
     return next(bits for bits in (2, 4, 8) if spec.bits <= bits)
 
 
-def _as_possible(operand: Operand, spec: QuantSpec, storage: OnnxForm) -> tuple[QuantSpec, str]:
+def as_possible(operand: Operand, spec: QuantSpec, storage: OnnxForm) -> tuple[QuantSpec, str]:
     """The spec that a weight can have, and why it is another one than was asked for ("": it is that)."""
     plain = spec.clusters == 1 and not spec.symmetric and _stored_bits(spec) == 4
     if spec.granularity.kind == "group":

@@ -20,6 +20,7 @@ _FORMAT_OF: dict[str, str] = {"int8-tensor": "qdq", "int8-token-sym": "matmulnbi
 INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 1  # of the accuracy levels of MatMulNBits
 
 BLOCK_SIZE = 128
+GROUP_SIZE = 32
 _OF_OPENVINO = ("openvino", "intel-npu")
 _READ_ALL = (None, "linear-asym", "linear-sym", "onnxruntime", *_OF_OPENVINO)
 """Targets whose tools read ONNX Runtime's MatMulNBits, and products of integers with a grid laid in every run."""
@@ -28,16 +29,21 @@ TABLES = {"symmetric": True}
 """What embeddings are always; see `checked_embeddings`."""
 
 
-def usual_spec(**fixed: Any) -> QuantSpec:
-    """The spec of some fixed fields: where strategy and layout are open, what is best of integer layers, `linear-asym`.
+def usual_spec(storage: OnnxForm | None = None, **fixed: Any) -> QuantSpec:
+    """The spec of some fixed fields, and for the rest what is the best deal in ONNX Runtime and OpenVINO.
 
-    Codes of 5 to 7 bits are stored as INT8 (`Form.stored_bits`), so there two parts would be no gain, and one is made.
+    That is one INT8 layer with a grid per output channel: smaller than two INT4 parts, several times faster and nearer to the
+    float model (docs/results/onnx.md). Of 4 bits and fewer, groups of 32 weights: MatMul takes them without a detour; products
+    of integers take a grid per channel. Several parts are made where somebody asks for them.
     """
     if "strategy" in fixed or "layout" in fixed:
         return explicit_spec(fixed, layout=_layout_for(fixed.get("strategy")))
-    if fixed.get("bits") in (5, 6, 7):
-        fixed = {"clusters": 1, **fixed}
-    return spec_for("linear-asym", **fixed)
+    if (fixed.get("clusters") or 1) != 1:
+        return spec_for("linear-asym", **fixed)
+    bits = fixed.get("bits", 8)
+    in_groups = bits in (2, 3, 4) and (storage is None or storage.activations != "int8-tensor")
+    granularity = f"group:{GROUP_SIZE}" if in_groups else "channel"
+    return explicit_spec(fixed, bits=8, clusters=1, layout="parallel", granularity=granularity)
 
 
 def split_spec(target: str | None, **fixed: Any) -> QuantSpec:
@@ -53,7 +59,7 @@ def _layout_for(strategy: object) -> Layout:
 
 
 DEFAULT_SPEC = usual_spec()
-"""Two INT4 parts per layer, the second of what the first leaves, a scale per output channel."""
+"""INT8, a scale and a zero point per output channel."""
 
 SPLIT_SPEC = QuantSpec(bits=4, layout="parallel", polish=False)
 """Of `split`: three segments of values per output channel, for whatever quantizer comes."""

@@ -1,0 +1,3 @@
+#define SPLITQUANT_ISA avx2
+#define SPLITQUANT_INFER_NAME "avx2"
+#include "../variant.hpp"

@@ -1,0 +1,3 @@
+#define SPLITQUANT_ISA avx512vbmi
+#define SPLITQUANT_INFER_NAME "avx512vbmi"
+#include "../variant.hpp"

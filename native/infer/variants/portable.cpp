@@ -1,0 +1,3 @@
+#define SPLITQUANT_ISA portable
+#define SPLITQUANT_INFER_NAME "portable"
+#include "../variant.hpp"
