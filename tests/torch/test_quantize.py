@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -328,3 +330,30 @@ def test_parts_share_no_memory(granularity):
     quantized, _ = sqt.quantize(nn.Linear(64, 32), QuantSpec(layout="parallel", granularity=granularity))
     places = [plane.data_ptr() for plane in quantized.state_dict().values()]
     assert len(set(places)) == len(places)
+
+
+def _exported():
+    return torch.export.export(nn.Sequential(nn.Linear(8, 4)), (torch.zeros(1, 8),))
+
+
+@pytest.mark.parametrize("verb", [sqt.quantize, sqt.split, sqt.merge])
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: nn.Linear(8, 4).state_dict(), r"a state_dict of 2 entries.*load_state_dict\(\) this into it"),
+        (lambda: {"a.weight": torch.zeros(4, 8)}, r"a state_dict of 1 entries"),
+        (_exported, r"an ExportedProgram.*quantize the module that it was exported from"),
+        (lambda: "model.safetensors", r"the path 'model\.safetensors'.*splitquant\.quantize\(source, destination\)"),
+        (lambda: Path("folder"), r"the path 'folder'.*load it first"),
+        (lambda: nn.Linear, r"the class Linear; expected an instance"),
+        (lambda: torch.zeros(4, 8), r"a Tensor; expected a torch\.nn\.Module"),
+        (lambda: None, r"a NoneType; expected a torch\.nn\.Module"),
+        (dict, r"a dict; expected a torch\.nn\.Module"),
+    ],
+    ids=["state_dict", "dict of tensors", "ExportedProgram", "text", "path", "class", "tensor", "None", "empty dict"],
+)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_what_is_no_module(verb, make, says, inplace):
+    """What is given instead of a module is named, with what to do; no attribute of it is missed."""
+    with pytest.raises(SpecError, match=f"^model is {says}"):
+        verb(make(), inplace=inplace)

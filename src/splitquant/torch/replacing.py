@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
+import torch
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
+from torch.export import ExportedProgram
 
 from splitquant.errors import SpecError
 from splitquant.plan.plan import Decision
@@ -25,7 +28,9 @@ class Converted(NamedTuple, Generic[M]):
 
 
 def own_copy(model: M, *, inplace: bool) -> M:
-    """The model itself, or a copy of it; SpecError where it cannot be copied, or was compiled."""
+    """The model itself, or a copy of it; SpecError where it is no module, cannot be copied, or was compiled."""
+    if not isinstance(model, nn.Module):
+        raise SpecError(f"model is {_what_it_is(model)}")
     if inplace:
         _refuse_compiled(model)
         return model
@@ -33,6 +38,28 @@ def own_copy(model: M, *, inplace: bool) -> M:
         return copy.deepcopy(model)
     except (RuntimeError, TypeError, ValueError) as error:
         raise SpecError(f"the model cannot be copied ({error}); convert it with inplace=True") from error
+
+
+def _what_it_is(model: object) -> str:
+    """What was given in the place of a module, and what to do instead."""
+    if isinstance(model, str | Path):
+        return (
+            f"the path {str(model)!r}; expected a torch.nn.Module: load it first, or quantize the folder or .onnx file itself "
+            "with splitquant.quantize(source, destination)"
+        )
+    if isinstance(model, ExportedProgram):
+        return (
+            "an ExportedProgram, whose layers are operations already; expected a torch.nn.Module: quantize the module that it "
+            "was exported from, and export the result"
+        )
+    if isinstance(model, Mapping) and any(isinstance(value, torch.Tensor) for value in model.values()):
+        return (
+            f"a state_dict of {len(model)} entries, which does not say what they are used for; expected a torch.nn.Module: build "
+            "the model, load_state_dict() this into it and give the model"
+        )
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        return f"the class {model.__name__}; expected an instance of it"
+    return f"a {type(model).__name__}; expected a torch.nn.Module"
 
 
 def _refuse_compiled(model: nn.Module) -> None:
