@@ -9,9 +9,12 @@ import pytest
 
 from builders.commands import Done, process, refused
 from builders.folders import (
+    CONFIG,
+    normal,
     read_folder,
     tiny_tensors,
     tree,
+    write_folder,
 )
 from splitquant import api
 from splitquant.core.spec import PAPER, QuantSpec
@@ -192,3 +195,17 @@ def test_json_never_overwrites_the_model(cli, tmp_path, source):
     assert model.read_bytes() == before
     assert not (tmp_path / "out.onnx").exists()
     refused(cli("quantize", source, "-o", tmp_path / "q", "--json", tmp_path / "q"), 1, "choose another file")
+
+
+def test_strict_counts_what_is_of_unknown_use(cli, tmp_path):
+    """Raw parameters that hold more than one weight in a hundred do not pass --strict; small ones, such as tokens, do."""
+    tensors = {"a.weight": normal(1, 64, 64), "cls_token": normal(2, 1, 1, 32)}
+    small = write_folder(tmp_path / "small", tensors, config=CONFIG)
+    assert cli("quantize", small, "-o", tmp_path / "q", "--strict").code == 0
+    large = write_folder(tmp_path / "large", {**tensors, "attn.kernel": normal(3, 64, 4, 16)}, config=CONFIG)
+    done = cli("quantize", large, "-o", tmp_path / "q2", "--strict")
+    refused(
+        done, 1, "--strict: 50% of the weights", "2 parameters of unknown use", "'attn.kernel' [64, 4, 16]", "--include"
+    )
+    assert not (tmp_path / "q2").exists()
+    assert cli("quantize", large, "-o", tmp_path / "q2", "--strict", "--include", "attn.kernel").code == 0

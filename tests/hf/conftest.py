@@ -182,6 +182,37 @@ BUILDERS: dict[str, Callable] = {
         vision_config={**_TOWER, **_PICTURE},
         projection_dim=32,
     ),
+    "xlnet": lambda: _build(
+        "XLNetLMHeadModel", "XLNetConfig", vocab_size=96, d_model=32, n_layer=2, n_head=4, d_inner=48
+    ),
+    "funnel": lambda: _build(
+        "FunnelForMaskedLM",
+        "FunnelConfig",
+        vocab_size=96,
+        block_sizes=[1, 1],
+        num_decoder_layers=1,
+        d_model=32,
+        n_head=4,
+        d_head=8,
+        d_inner=48,
+    ),
+    "wav2vec2": lambda: _build(
+        "Wav2Vec2ForCTC",
+        "Wav2Vec2Config",
+        vocab_size=32,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=48,
+        conv_dim=[16, 16],
+        conv_stride=[5, 2],
+        conv_kernel=[10, 3],
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=2,
+    ),
+    "encodec": lambda: _build(
+        "EncodecModel", "EncodecConfig", hidden_size=16, num_filters=4, codebook_size=16, upsampling_ratios=[4, 2]
+    ),
     "resnet": lambda: _build(
         "ResNetForImageClassification",
         "ResNetConfig",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from splitquant.format.dtypes import DTYPES
-from splitquant.plan.layers import Layer, Role
+from splitquant.plan.layers import Layer, Role, of_unknown_use
 
 # transformers' Conv1D keeps its weight as [in, out]; these model types are built of it.
 CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"})
@@ -45,6 +45,12 @@ _ROUTER = re.compile(
 )
 _EXPERT = re.compile(r"(^|\.)experts?\.|\.(input|output)_linear\.weight$")
 _NORM = re.compile(r"(norm|layernorm|ln_[a-z0-9]+)\.weight$", re.IGNORECASE)
+# Weights that are no `.weight`: directions of weight_norm (in both spellings), projections of nn.MultiheadAttention,
+# recurrent layers (two dimensions), and attention that keeps its heads apart (XLNet, Funnel: three).
+_DIRECTION = re.compile(r"\.(weight_v|parametrizations\.weight\.original1)$")
+_MAGNITUDE = re.compile(r"\.(weight_g|parametrizations\.weight\.original0)$")
+_MATRIX = re.compile(r"(^|\.)((in|q|k|v)_proj_weight|weight_(ih|hh|hr)(_l\d+(_reverse)?)?)$")
+_HEADS = re.compile(r"(^|\.)(rel_attn\.[qkvor]|r_kernel)$")
 
 
 class TensorHeader(Protocol):
@@ -84,12 +90,18 @@ def _layer_of(header: TensorHeader, model_types: frozenset[str]) -> Layer:  # no
         return layer("other", kept="bias")
     if _POSITION.search(name):
         return layer("other", kept="position or type embedding")
+    if _MAGNITUDE.search(name):
+        return layer("other", kept="magnitudes of weight_norm")
+    if _DIRECTION.search(name) and len(shape) <= 5:
+        return layer("conv" if len(shape) >= 3 else "linear")
+    if (len(shape) == 2 and _MATRIX.search(name)) or (len(shape) == 3 and _HEADS.search(name)):
+        return layer("linear")
     if len(shape) >= 3:
         if name.endswith(".weight") and len(shape) <= 5:
             return layer("conv")
-        return layer("other", kept=f"raw {len(shape)}-D parameter")
+        return layer("other", kept=of_unknown_use(len(shape)))
     if not name.endswith(".weight"):
-        return layer("other", kept="raw 2-D parameter")
+        return layer("other", kept=of_unknown_use(2))
     if _NORM.search(name):
         return layer("other", kept="norm")
     if _ROUTER.search(name):

@@ -162,10 +162,24 @@ def _marks(job: Job) -> list[PricedPlan]:
     return with_chosen(job.frontier.marks(), job.chosen)
 
 
+_UNKNOWN_SHARE = 0.01
+"""Of the weights of a model: class tokens and queries hold less, projections of a layer that is not recognised more."""
+
+
 def _refuse_kept(plan: Plan) -> None:
-    left = [d for d in plan.decisions if d.spec is None and d.layer.role in ("linear", "conv", "expert")]
+    kept = [d for d in plan.decisions if d.spec is None]
+    left = [d for d in kept if d.layer.role in ("linear", "conv", "expert")]
     if left:
         raise TensorError(
             f"--strict: {len(left)} weights would be kept, the first of them {left[0].name!r} ({left[0].reason}); "
             "see all with --dry-run -v"
+        )
+    unknown = [d.layer for d in kept if d.layer.is_of_unknown_use]
+    whole = sum(d.layer.weights for d in plan.decisions)
+    share = sum(layer.weights for layer in unknown) / max(1, whole)
+    if share > _UNKNOWN_SHARE:
+        largest = max(unknown, key=lambda layer: layer.weights)
+        raise TensorError(
+            f"--strict: {share:.0%} of the weights would be kept in {len(unknown)} parameters of unknown use, the largest of them "
+            f"{largest.name!r} {list(largest.shape)}; have them quantized with --include, or see all with --dry-run -v"
         )

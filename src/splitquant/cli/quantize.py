@@ -141,7 +141,11 @@ def quantize(
     threads: Threads = 0,
     dry_run: DryRun = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Fail if any linear, convolution or expert weight would be kept.")
+        bool,
+        typer.Option(
+            "--strict",
+            help="Fail if a linear, convolution or expert weight, or over 1 % of weights of unknown use, would be kept.",
+        ),
     ] = False,
     json_file: Json = None,
     force: Force = False,

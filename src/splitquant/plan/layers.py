@@ -14,6 +14,11 @@ from splitquant.format.weight import Weight
 Role = Literal["linear", "conv", "expert", "embedding", "other"]
 
 
+def of_unknown_use(dimensions: int) -> str:
+    """Why a parameter is kept whose name tells nothing of what it is multiplied with."""
+    return f"raw {dimensions}-D parameter"
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
     """A tensor of a model, and what is known of it before any of its numbers is read.
@@ -58,6 +63,11 @@ class Layer:
     def names(self) -> tuple[str, ...]:
         """All that patterns may call it."""
         return (self.name, *self.aliases)
+
+    @property
+    def is_of_unknown_use(self) -> bool:
+        """Whether nothing is known of it but that it is floats of several dimensions."""
+        return self.kept_because == of_unknown_use(len(self.shape))
 
     @property
     def geometry(self) -> Geometry:
