@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 
@@ -154,3 +155,20 @@ def test_two_tensors_of_one_name_are_refused(tmp_path, plane):
     assert not (tmp_path / "q").exists()
     quantize(source, tmp_path / "q", exclude=["a.weight"])
     assert read_folder(tmp_path / "q") == read_folder(source)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (None, "the source has no config.json, so transformers cannot load"),
+        ({"hidden_size": 64}, "the source has a config.json that names no model_type, so"),
+        (CONFIG, ""),
+        ({"auto_map": {"AutoModel": "modeling.Model"}}, ""),
+    ],
+)
+def test_a_made_up_configuration_is_told(tmp_path, config, says):
+    """A folder whose config.json holds nothing of the model is no success without a word; one that names its model is."""
+    source = write_folder(tmp_path / "m", {"a.weight": normal(1, 64, 64)}, config=config)
+    report = quantize(source, tmp_path / "q")
+    assert [says in note for note in report.notes] == ([True] if says else [])
+    assert json.loads((tmp_path / "q/splitquant_report.json").read_text()).get("notes", []) == list(report.notes)

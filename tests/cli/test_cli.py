@@ -97,6 +97,7 @@ def test_whole_way(cli, tmp_path, source):
     assert done.code == 0
     assert str(QuantSpec()) in done.out
     assert f"written to {q}; next: splitquant verify {source} {q}" in done.err
+    assert done.err.splitlines()[-1] == f"load it in Python: import splitquant; model = splitquant.load({str(q)!r})"
     assert "peak memory" in done.err
     done = cli("inspect", q)
     assert done.code == 0

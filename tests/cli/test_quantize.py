@@ -209,3 +209,12 @@ def test_strict_counts_what_is_of_unknown_use(cli, tmp_path):
     )
     assert not (tmp_path / "q2").exists()
     assert cli("quantize", large, "-o", tmp_path / "q2", "--strict", "--include", "attn.kernel").code == 0
+
+
+def test_a_folder_without_a_configuration_ends_with_a_note(cli, tmp_path, source):
+    """The last lines say that nothing but dequantize can read the output of a folder that says not which model it is."""
+    (source / "config.json").unlink()
+    lines = cli("quantize", source, "-o", tmp_path / "q").err.splitlines()
+    (note,) = [line for line in lines[-3:] if line.startswith("note: ")]
+    assert "has no config.json, so transformers cannot load the output" in note
+    assert "splitquant.load" not in lines[-1]

@@ -135,6 +135,15 @@ def test_card():
     assert text == model_card(replace(report, run=None), None, "README.original.md")
 
 
+def test_the_card_begins_with_how_to_load():
+    """Whoever opens the folder sees first how to load it, and what happens without splitquant; then what to know of it."""
+    text = model_card(Report((outcome(),), notes=("the source has no config.json",)), None, "README.original.md")
+    first = text.split("# Quantized with splitquant")[1].split("## What was done")[0]
+    assert "splitquant.load(" in first
+    assert "random weights" in first
+    assert first.endswith("\nNote: the source has no config.json.\n\n")
+
+
 @pytest.mark.parametrize(
     ("original", "head"),
     [

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from splitquant.checkpoint.folder import Folder
 from splitquant.checkpoint.shard import is_whole, run_shard, shard_job
-from splitquant.checkpoint.sidecar import small_files_bytes, write_small_files
+from splitquant.checkpoint.sidecar import notes_on, small_files_bytes, write_small_files
 from splitquant.core.kernels import kernels
 from splitquant.format.config import FORMAT_VERSIONS
 from splitquant.plan.plan import Plan
@@ -60,7 +60,7 @@ def apply_plan(
                 done = run_shard(shard_job(folder, shard, plan, workplace.growing(shard.name), budget), advance)
                 workplace.finish(shard.name, [outcome.to_dict() for outcome in done], folder.path / shard.name)
             outcomes += done
-        report = Report(tuple(outcomes), left_out=folder.left_out)
+        report = Report(tuple(outcomes), left_out=folder.left_out, notes=notes_on(folder))
         write_small_files(folder, plan, report, workplace)
         workplace.publish()
     run = Run(

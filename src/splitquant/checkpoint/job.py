@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,6 +12,7 @@ from splitquant.checkpoint.convert import apply_plan
 from splitquant.checkpoint.costs import FolderCosts
 from splitquant.checkpoint.folder import Folder
 from splitquant.checkpoint.measure import measure_folder
+from splitquant.checkpoint.sidecar import notes_on
 from splitquant.checkpoint.source import open_float_folder, plan_folder, read_plan
 from splitquant.checkpoint.stored import refuse_clashes
 from splitquant.plan.explicit import explicit_spec
@@ -42,7 +43,7 @@ class FolderJob:
 
     def foretold(self, resources: Resources) -> Report:  # noqa: ARG002 - graphs are rewired for it
         """The report of `apply` as far as it is known before."""
-        return planned_report(self.plan)
+        return replace(planned_report(self.plan), notes=notes_on(self.folder))
 
     def apply(self, destination: Path, resources: Resources, advance: Callable[[int], None] = lambda _: None) -> Report:
         """Do it, see `checkpoint.convert.apply_plan`."""

@@ -51,6 +51,17 @@ def quantization_config(plan: Plan) -> dict[str, Any]:
     return table_to_dict({d.name: d.layer.weight(d.spec) for d in plan.quantized if d.spec is not None})
 
 
+def notes_on(folder: Folder) -> tuple[str, ...]:
+    """What a user must know of the output of a folder: that no library can say which model it is, where that is so."""
+    if folder.config.get("model_type") or folder.config.get("auto_map"):
+        return ()
+    found = "has a config.json that names no model_type" if folder.config else "has no config.json"
+    note = (
+        f"the source {found}, so transformers cannot load the output; give the source the config.json of its model and "
+    )
+    return (note + "quantize it again, or read the output with splitquant dequantize",)
+
+
 def config_text(folder: Folder, plan: Plan) -> str:
     """config.json of the output: the source's, with `quantization_config`, in nested configurations too."""
     return _json(with_config(folder.config, quantization_config(plan)))

@@ -151,6 +151,8 @@ class Conversion:
             say(f"left out, the same weights in other formats: {', '.join(report.left_out)}")
         source, output = shlex.quote(str(self.source)), shlex.quote(str(self.output))
         say(f"written to {self.output}; next: splitquant verify {source} {output}")
+        if not is_onnx(self.source) and not report.notes:  # a note says that it cannot be loaded
+            say(f"load it in Python: import splitquant; model = splitquant.load({str(self.output)!r})")
 
 
 def _marks(job: Job) -> list[PricedPlan]:

@@ -36,8 +36,23 @@ def model_card(report: Report, original: str | None, original_name: str) -> str:
         for row in [*by_outcome(report), whole]
     )
     source = f"The card of the model it was made from is in [{original_name}]({original_name}).\n" if original else ""
+    notes = "".join(f"\nNote: {note}.\n" for note in report.notes)
     return f"""{_front_matter(original)}
 # Quantized with splitquant
+
+Load it with `pip install "splitquant[hf]"` and
+
+```python
+import splitquant
+
+model, tokenizer = splitquant.load("path/to/this/folder", tokenizer=True)
+```
+
+Where splitquant is installed, `AutoModel.from_pretrained` and what is built on it read this folder as well. **Without splitquant
+transformers only warns and starts from random weights.** For tools that read float weights only:
+`splitquant dequantize path/to/this/folder -o float-folder`.
+{notes}
+## What was done
 
 The weights in this folder are low-bit integer codes: each tensor is split by value into a few clusters, and each cluster has
 its own linear grid. No calibration data was used. {source}
@@ -47,22 +62,6 @@ its own linear grid. No calibration data was used. {source}
 
 SQNR is the energy of the weights over the energy of their errors. Every tensor's figures and checksums are in
 [{REPORT_NAME}]({REPORT_NAME}).
-
-## Load it
-
-```
-pip install "splitquant[hf]"
-```
-
-```python
-import splitquant
-
-model, tokenizer = splitquant.load("path/to/this/folder", tokenizer=True)
-```
-
-`import splitquant` also teaches `AutoModel.from_pretrained` and its relatives to read this folder. **Without that import
-transformers only warns and starts from random weights.** For tools that read float weights only:
-`splitquant dequantize path/to/this/folder -o float-folder`.
 """
 
 

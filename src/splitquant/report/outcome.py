@@ -134,7 +134,7 @@ class Report:
         outcomes: one for every layer; a module with several names comes under each.
         run: how the run went (None: it was only planned, or the model is in memory).
         left_out: of a folder: files that were not carried over, since they hold its weights in other formats.
-        notes: of a graph: what else was changed.
+        notes: what else was changed, and what to know before the result is used.
     """
 
     outcomes: tuple[Outcome, ...]
