@@ -105,3 +105,12 @@ print("told")
         '{"quantization_config": {"quant_method": "splitquant", "format_version": 1, "specs": [], "tensors": {}}}'
     )
     assert python(code) == "told"
+
+
+def test_what_is_heavy_waits_for_its_use():
+    """A program that imports transformers and loads none of our folders does not import our classes; its first use does."""
+    code = (
+        "import torch, splitquant, sys, transformers.quantizers.auto as auto;"
+        "print('splitquant.hf.quantizer' in sys.modules, 'splitquant' in auto.AUTO_QUANTIZER_MAPPING)"
+    )
+    assert python(code + CHECK) == "False True\nregistered"

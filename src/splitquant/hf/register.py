@@ -6,7 +6,6 @@ there, they are filled at once; else a finder on `sys.meta_path` fills them righ
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 from collections.abc import Sequence
@@ -18,9 +17,9 @@ from typing import Any
 
 METHOD = "splitquant"
 AUTO = "transformers.quantizers.auto"
+_TABLES = ("AUTO_QUANTIZATION_CONFIG_MAPPING", "AUTO_QUANTIZER_MAPPING")
 
 _lock = threading.RLock()
-_failure: Exception | None = None
 
 
 def install() -> None:
@@ -59,46 +58,54 @@ class _Executing(ModuleSpec):
 
 
 def registration_failure() -> Exception | None:
-    """Why transformers could not be told about splitquant; None where it was, or was not imported yet."""
-    return _failure
+    """Why transformers cannot use splitquant; None where it can. Imports what it would use."""
+    try:
+        _classes()
+    except Exception as error:  # noqa: BLE001 - whatever an unknown version of transformers does
+        return error
+    return None
 
 
 def _register(auto: ModuleType) -> None:
-    """Fill the tables; a failure is kept and told to whoever uses them, since importing transformers must not fail."""
-    global _failure  # noqa: PLW0603 - one interpreter has one transformers
+    """Fill the tables with what stands for our classes: most processes that import transformers never load a folder of ours."""
     with _lock:
-        if METHOD in getattr(auto, "AUTO_QUANTIZER_MAPPING", {}):
-            return
+        for number, name in enumerate(_TABLES):
+            table = getattr(auto, name, None)
+            if isinstance(table, dict):
+                table.setdefault(METHOD, _Later(table, number))
+
+
+def _classes() -> tuple[Any, Any]:
+    """Our configuration and our quantizer, in the order of the tables."""
+    from splitquant.hf.config import SplitQuantConfig  # noqa: PLC0415 - these import transformers
+    from splitquant.hf.quantizer import SplitQuantizer  # noqa: PLC0415
+
+    return SplitQuantConfig, SplitQuantizer
+
+
+class _Later:
+    """Stands in a table for a class of ours until it is used; then it is that class, or an ImportError that says what is wrong.
+
+    It never fails before: importing transformers must not, and without it transformers would draw random weights.
+    """
+
+    def __init__(self, table: dict[str, Any], number: int) -> None:
+        self._table = table
+        self._number = number
+
+    def _now(self) -> Any:
         try:
-            from splitquant.hf.config import SplitQuantConfig  # noqa: PLC0415 - these import transformers
-            from splitquant.hf.quantizer import SplitQuantizer  # noqa: PLC0415
-
-            auto.register_quantization_config(METHOD)(SplitQuantConfig)
-            auto.register_quantizer(METHOD)(SplitQuantizer)
-            _failure = None
-        except Exception as error:
-            _failure = error
-            logging.getLogger(__name__).debug("splitquant could not register with transformers", exc_info=error)
-            _register_refusal(auto, error)
-
-
-def _register_refusal(auto: ModuleType, cause: Exception) -> None:
-    """Let transformers find a configuration that says what is wrong, or it would draw random weights with a warning."""
-
-    class Refusal:
-        """Stands for the configuration and the quantizer and refuses."""
-
-        def __init__(self, *_: Any, **__: Any) -> None:
+            found = _classes()[self._number]
+        except Exception as cause:
             raise ImportError(failure_text(cause)) from cause
+        self._table[METHOD] = found
+        return found
 
-        @classmethod
-        def from_dict(cls, *_: Any, **__: Any) -> Any:
-            raise ImportError(failure_text(cause)) from cause
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._now()(*args, **kwargs)
 
-    tables = (getattr(auto, name, None) for name in ("AUTO_QUANTIZATION_CONFIG_MAPPING", "AUTO_QUANTIZER_MAPPING"))
-    for table in tables:
-        if isinstance(table, dict):
-            table[METHOD] = Refusal
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._now(), name)
 
 
 def failure_text(cause: Exception) -> str:
