@@ -17,7 +17,7 @@ def main(expected_kernels: str) -> None:
     """Exit non-zero where anything is not as it should be."""
     program = Path(sys.executable).with_name("splitquant")
     version = subprocess.run([program, "--version"], check=True, capture_output=True, text=True).stdout
-    assert f"({expected_kernels} kernels)" in version, version
+    assert f"({expected_kernels} kernels" in version, version
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source, output, back = folder / "model", folder / "int4", folder / "float"
